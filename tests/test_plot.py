@@ -1,0 +1,180 @@
+"""Plots and tables: what is drawn equals what a second computation gives, and bold is earned."""
+
+import subprocess
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lpft_nb import plot
+
+METHODS = ("LP", "FT", "LP-FT", "LoRA", "LP-LoRA")
+
+
+@pytest.fixture(autouse=True)
+def no_display(monkeypatch):
+    "Draw without a display, in a style that the next test does not see."
+    matplotlib.use("agg")
+    with matplotlib.rc_context():
+        yield
+    plt.close("all")
+
+
+@pytest.fixture
+def history():
+    rng = np.random.default_rng(0)
+    return pd.DataFrame([
+        {"method": method, "seed": seed, "epoch": epoch, "value": rng.normal(0.8, 0.1)}
+        for epoch in (2, 0, 1) for seed in range(4) for method in reversed(METHODS)
+    ])
+
+
+@pytest.fixture
+def results():
+    levels = {"LP": 0.5, "FT": 0.6, "LP-FT": 0.7}
+    return pd.DataFrame([
+        {"task": task, "split": split, "method": method, "seed": seed, "value": level + spread * (seed - 1)}
+        for task, spread in (("sharp", 0.001), ("vague", 0.2))
+        for split in ("test", "ood/x")
+        for method, level in levels.items() for seed in range(3)
+    ])
+
+
+def t_interval(values):
+    return stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+
+
+def relative_luminance(color):
+    channels = np.array(matplotlib.colors.to_rgb(color))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_methods_have_fixed_distinct_styles():
+    assert plot.METHODS == METHODS
+    styles = [plot.method_style(method) for method in METHODS]
+    for key in ("color", "marker", "linestyle", "label"):
+        assert len({style[key] for style in styles}) == 5, key
+    assert plot.method_style("FT") == plot.method_style("FT")
+    okabe_ito = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+    assert {style["color"] for style in styles} <= okabe_ito
+    assert all(relative_luminance(style["color"]) < 0.5 for style in styles)  # readable on white
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("LPFT", "LP-FT"), ("lora", "LoRA"), ("ft", "FT"), (3, "LP")])
+def test_a_misspelt_method_names_the_close_ones(wrong, meant):
+    with pytest.raises(ValueError, match=f"unknown method.*{meant}"):
+        plot.method_style(wrong)
+
+
+def test_use_style_sets_sizes_and_importing_does_not():
+    before = dict(plt.rcParams)
+    plot.use_style()
+    assert tuple(plt.rcParams["figure.figsize"]) == (4.5, 3.0)
+    assert dict(plt.rcParams) != before
+    code = "import matplotlib as m; a = dict(m.rcParams); import lpft_nb.plot; b = dict(m.rcParams); "
+    code += "a.pop('backend'); b.pop('backend'); assert a == b"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"MPLBACKEND": "agg", "PYTHONPATH": ":".join(sys.path)})
+
+
+def test_over_seeds_equals_scipy(history):
+    points = plot.over_seeds(history, "value", ["method", "epoch"]).set_index(["method", "epoch"])
+    for (method, epoch), group in history.groupby(["method", "epoch"]):
+        low, high = t_interval(group.value)
+        row = points.loc[method, epoch]
+        np.testing.assert_allclose(row[["mean", "low", "high", "n"]].astype(float), [group.value.mean(), low, high, 4])
+
+
+def test_curves_draw_means_and_bands(history):
+    axes = plot.curves(history, "epoch", "value", xlabel="epoch", ylabel="accuracy (share)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "accuracy (share)")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(METHODS)
+    for line, band in zip(axes.get_lines(), axes.collections, strict=True):
+        chosen = history[history.method == line.get_label()].groupby("epoch").value
+        np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2])
+        np.testing.assert_allclose(line.get_ydata(), chosen.mean())
+        edges = band.get_paths()[0].vertices[:, 1]
+        lows, highs = zip(*(t_interval(values) for _, values in chosen), strict=True)
+        assert (edges.min(), edges.max()) == (pytest.approx(min(lows)), pytest.approx(max(highs)))
+        assert line.get_color() == plot.method_style(line.get_label())["color"]
+
+
+def test_one_seed_draws_a_line_without_a_band(history, recwarn):
+    axes = plot.curves(history[history.seed == 0], "epoch", "value")
+    axes.figure.canvas.draw()
+    assert all(np.isfinite(line.get_ydata()).all() for line in axes.get_lines())
+    assert all(np.isnan(band.get_paths()[0].vertices).all() if band.get_paths() else True for band in axes.collections)
+    assert not [warning for warning in recwarn if issubclass(warning.category, (RuntimeWarning, UserWarning))]
+
+
+def test_other_hues_go_through_the_palette(history):
+    frame = history[history.method == "FT"].assign(rate=lambda f: np.where(f.seed < 2, 0.1, 0.2))
+    axes = plot.curves(frame, "epoch", "value", hue="rate")
+    assert {line.get_label() for line in axes.get_lines()} == {"0.1", "0.2"}
+    assert len({line.get_color() for line in axes.get_lines()}) == 2
+    with pytest.raises(ValueError, match="unknown method"):
+        plot.curves(history.replace({"method": {"LP-FT": "LPFT"}}), "epoch", "value")
+
+
+def test_dots_draw_means_and_intervals(results):
+    sharp = results[results.task == "sharp"]
+    axes = plot.dots_with_intervals(sharp, ylabel="accuracy (share)")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["test", "ood/x"]
+    assert len(axes.containers) == 3
+    for container in axes.containers:
+        dots, _, (bars,) = container.lines
+        chosen = sharp[sharp.method == container.get_label()]
+        for place, split in enumerate(("test", "ood/x")):
+            values = chosen[chosen.split == split].value
+            assert dots.get_ydata()[place] == pytest.approx(values.mean())
+            np.testing.assert_allclose(bars.get_segments()[place][:, 1], t_interval(values))
+            assert abs(dots.get_xdata()[place] - place) < 0.5
+    drawn = {round(x, 6) for container in axes.containers for x in container.lines[0].get_xdata()}
+    assert len(drawn) == 6  # no two methods on one spot
+
+
+def test_table_is_bold_only_where_intervals_separate(results):
+    text = plot.table(results[results.split == "test"])
+    half = stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3)  # seeds at -0.1, 0, +0.1 percentage points
+    sharp, vague = text.splitlines()[2:]
+    assert text.splitlines()[0] == "| task | LP | FT | LP-FT |"
+    assert f"**70.0 ± {half:.1f} (3)**" in sharp and sharp.count("**") == 2
+    assert "**" not in vague and "70.0 ± " in vague
+    worst = plot.table(results[results.split == "test"], largest=False).splitlines()[2]
+    assert f"**50.0 ± {half:.1f} (3)**" in worst and worst.count("**") == 2
+
+
+def test_table_with_one_seed_or_a_missing_cell(results):
+    single = plot.table(results[(results.split == "test") & (results.seed == 0)])
+    assert "±" not in single and "**" not in single and "(1)" in single
+    test = results[results.split == "test"]
+    hole = plot.table(test[(test.task != "vague") | (test.method != "FT")])
+    assert hole.splitlines()[3].split("|")[3].strip() == ""
+    alone = plot.table(test[test.method == "FT"])
+    assert "**" not in alone
+
+
+def test_table_shows_as_html_and_stays_text():
+    shown = plot.Table("| task | FT |\n| --- | --- |\n| a<b & c | **1.0 ± 0.1 (5)** |")
+    assert isinstance(shown, str)
+    assert shown._repr_html_() == (
+        "<table><tr><th>task</th><th>FT</th></tr><tr><th>a&lt;b &amp; c</th><td><b>1.0 ± 0.1 (5)</b></td></tr></table>"
+    )
+
+
+def test_faults_are_named(results):
+    with pytest.raises(ValueError, match=r"share a seed.*'method'"):
+        plot.curves(results, "split", "value")  # two tasks in one frame
+    with pytest.raises(ValueError, match="did you mean value"):
+        plot.dots_with_intervals(results, value="valeu")
+    with pytest.raises(ValueError, match="no column 'seed'"):
+        plot.table(results.drop(columns="seed"))
+    with pytest.raises(ValueError, match="no rows"):
+        plot.table(results[:0])
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            plot.table(results[results.split == "test"].assign(value=bad))
