@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/11b_main.ipynb #491d6a74
+# %% ../nbs/11b_main.ipynb #1b3f7951
 import sys
 
 from .command_line import main
 
-if __name__ == "__main__":
+if __name__ == "__main__" and __spec__ is not None:
     sys.exit(main())

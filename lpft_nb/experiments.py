@@ -9,10 +9,9 @@ __all__ = ['logger', 'RULES', 'METHOD_SETTINGS', 'ParameterError', 'RunFailed', 
            'training_steps', 'plan_table', 'execute', 'run_all', 'load_runs', 'own_kernel', 'launch_name',
            'run_experiment', 'check_used', 'parameters_like', 'differences', 'surroundings']
 
-# %% ../nbs/11_experiments.ipynb #01e887cd
+# %% ../nbs/11_experiments.ipynb #2a37490e
 import ast
 import contextlib
-import dataclasses
 import difflib
 import json
 import logging
@@ -66,7 +65,7 @@ def parse_parameters(
         found[name] = Parameter(name, kind, ast.literal_eval(node.value), rest.partition("#")[2].strip())
     return found
 
-# %% ../nbs/11_experiments.ipynb #984856a9
+# %% ../nbs/11_experiments.ipynb #8a7161ce
 _TYPES = {"None": type(None), "str": str, "bool": bool, "int": int, "float": (int, float)}
 
 
@@ -80,7 +79,7 @@ def _parse_text(text: str, options: list[str]) -> Any:
     except yaml.YAMLError as error:
         raise TypeError(str(error)) from error
 
-
+# %% ../nbs/11_experiments.ipynb #2951e021
 def _convert_one(value: Any, option: str) -> Any:
     "The value as one alternative of an annotation wants it; raises TypeError."
     container, _, item = option.removesuffix("]").partition("[")
@@ -267,10 +266,10 @@ def find_experiment(name: str) -> Experiment:
         raise ParameterError(f"no experiment {name!r}; there are: {', '.join(known) or 'none'}")
     return load_experiment(known[name])
 
-# %% ../nbs/11_experiments.ipynb #405c78f2
-METHOD_SETTINGS = {  # the column CB of paper A's Table 6: a starting point
-    "FT": {"learning_rate": 5e-5, "batch_size": 16},
-    "LP-FT": {"learning_rate": 5e-6, "batch_size": 8},
+# %% ../nbs/11_experiments.ipynb #a8458ec4
+METHOD_SETTINGS = {  # for minilm; after the column CB of paper A's Table 6
+    "FT": {"learning_rate": 2e-4, "batch_size": 16},
+    "LP-FT": {"learning_rate": 2e-5, "batch_size": 8},
     "LoRA": {"learning_rate": 1e-3, "batch_size": 16},
     "LP-LoRA": {"learning_rate": 1e-4, "batch_size": 8},
 }
@@ -408,7 +407,7 @@ def plan_table(runs: list[Run]) -> pd.DataFrame:  # method, seed, stages, steps,
     return pd.DataFrame([{"method": run.method, "seed": run.seed, "stages": " → ".join(stage.name for stage in run.stages),
                           "steps": training_steps(run), "state": run.state, "run": run.name} for run in runs])
 
-# %% ../nbs/11_experiments.ipynb #cf061059
+# %% ../nbs/11_experiments.ipynb #16036bb7
 def execute(
     run: Run,
     task,  # as `load_data` returns it
@@ -417,7 +416,7 @@ def execute(
     from lpft_nb.records import make_record, write_record
     from lpft_nb.stages import run_stages
 
-    checkpoints, start = run.path.parent / "checkpoints" / run.name, time.monotonic()
+    checkpoints, start = run.path.parents[1] / "checkpoints" / run.name, time.monotonic()
     try:
         model = load_model(run.settings, task, run.seed)
         result = run_stages(model, task, run.stages, seed=run.seed, output=checkpoints, device=run.settings["device"],
@@ -434,7 +433,7 @@ def execute(
     shutil.rmtree(checkpoints, ignore_errors=True)
     return path
 
-
+# %% ../nbs/11_experiments.ipynb #8b4632dd
 def run_all(
     runs: list[Run],  # as `plan_runs` returns them
     task,  # as `load_data` returns it
@@ -450,19 +449,19 @@ def run_all(
     if os.environ.get("LPFT_REPORT"):
         Path(os.environ["LPFT_REPORT"]).write_text(json.dumps({"parameters": parameters, "records": [str(run.path) for run in runs]}))
 
-# %% ../nbs/11_experiments.ipynb #5b02aeb1
+# %% ../nbs/11_experiments.ipynb #12689233
 def load_runs(
     runs: list[Run],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # metrics as `load_results` returns them, learning curves as `load_history` does
     "Metrics and learning curves of these runs, and of no others in the folder."
     from lpft_nb.records import load_history, load_results
 
-    names, folder = [run.name for run in runs], runs[0].path.parent
-    frames = load_results(folder), load_history(folder)
-    metrics, history = (frame[frame["run_id"].isin(names)].reset_index(drop=True) for frame in frames)
-    return metrics, history
+    with tempfile.TemporaryDirectory() as folder:
+        for run in runs:
+            shutil.copyfile(run.path, Path(folder) / run.path.name)
+        return load_results(folder), load_history(folder)
 
-# %% ../nbs/11_experiments.ipynb #590170c4
+# %% ../nbs/11_experiments.ipynb #53c9477a
 @contextlib.contextmanager
 def own_kernel(folder: Path, report: Path):
     "Let `python3` mean this very Python, with figures in the notebook, quiet about its sockets, and told where to report."
@@ -489,7 +488,7 @@ def launch_name(parameters: dict[str, Any]) -> str:
     from lpft_nb.records import run_id
 
     keys = {name: Path(parameters[name]).name for name in ("task", "model")}
-    return run_id(keys | {"methods": "+".join(parameters["methods"]).replace("+", "_")}, parameters)
+    return run_id(keys | {"methods": "_".join(parameters["methods"])}, parameters)
 
 # %% ../nbs/11_experiments.ipynb #b194c0eb
 def run_experiment(
@@ -553,14 +552,14 @@ def check_used(
     if different:
         raise RunFailed("what ran is not what was asked for: " + "; ".join(different))
 
-# %% ../nbs/11_experiments.ipynb #ff12de9a
+# %% ../nbs/11_experiments.ipynb #2e1c66b0
 def parameters_like(
     record: dict[str, Any],  # as `read_record` returns it
     declared: dict[str, Parameter],  # of its experiment
 ) -> dict[str, Any]:  # to be passed to `run_experiment`
     "The parameters that repeat a record's run; those that it did not look at are left at their defaults."
     used = record["parameters"] | {"methods": [record["method"]], "seeds": [record["seed"]]}
-    return {name: value for name, value in used.items() if value is not None or declared[name].kind.endswith("None")}
+    return {name: value for name, value in used.items() if value is not None or name not in declared or "None" in declared[name].kind}
 
 
 def differences(

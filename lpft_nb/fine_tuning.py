@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MARKER', 'epoch_order', 'padding_share', 'EncodedDataset', 'EpochSampler', 'mean_cross_entropy', 'is_head',
            'parameter_groups', 'BestWeights', 'last_checkpoint', 'DivergenceError', 'DivergenceCheck', 'StageTrainer',
-           'TrainingPlan', 'training_arguments', 'quiet_files', 'Progress', 'history_rows', 'train', 'collate',
-           'validation_metrics']
+           'TrainingPlan', 'training_arguments', 'quiet_files', 'Progress', 'history_rows', 'collate',
+           'validation_metrics', 'train']
 
 # %% ../nbs/09_fine_tuning.ipynb #ecf5a73a
 import contextlib, json, math, os, sys, time
@@ -48,13 +48,14 @@ def padding_share(lengths: list[int],  # (N,) tokens of each example
     seen = sum(max(batch) * len(batch) for batch in batches)
     return 1 - sum(lengths) / seen
 
-# %% ../nbs/09_fine_tuning.ipynb #ddb337aa
+# %% ../nbs/09_fine_tuning.ipynb #c7debfbf
 class EncodedDataset(torch.utils.data.Dataset):
     "Encoded examples with labels; indices ≥ N are fillers that carry label −100 and count nowhere."
     def __init__(self, inputs: list[dict],  # N dicts of lists of token-level integers, unpadded
-                 labels: torch.Tensor):  # (N,) integers in [0, C)
+                 labels: torch.Tensor,  # (N,) integers in [0, C)
+                 truncated: int = 0):  # how many of the texts were cut to fit
         if len(inputs) != len(labels): raise ValueError(f"{len(inputs)} inputs but {len(labels)} labels; they must pair up one to one")
-        self.inputs, self.labels = inputs, [int(label) for label in labels]
+        self.inputs, self.labels, self.truncated = inputs, [int(label) for label in labels], truncated
         self.lengths = [len(example["input_ids"]) for example in inputs]
 
     def __len__(self): return len(self.inputs)
@@ -258,15 +259,28 @@ class Progress(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/09_fine_tuning.ipynb #934cce30
+# %% ../nbs/09_fine_tuning.ipynb #26dba395
 def history_rows(log_history: list[dict]) -> list[dict]:  # the Trainer's log entries
     "Tidy rows (step, epoch, metric, value) of what was logged: loss, gradient norm, learning rate, head norm, validation metrics."
     skip = {"step", "epoch", "total_flos"}
     names = lambda key: "validation_" + key.removeprefix("eval_") if key.startswith("eval_") else key
     timing = ("_runtime", "_per_second")
     return [dict(step=entry["step"], epoch=float(entry["epoch"]), metric=names(key), value=float(value))
-            for entry in log_history for key, value in entry.items()
+            for entry in log_history for key, value in sorted(entry.items())
             if key not in skip and not key.startswith("train_") and not key.endswith(timing)]
+
+# %% ../nbs/09_fine_tuning.ipynb #6a2836d2
+def collate(model, examples: list[dict]) -> dict[str, torch.Tensor]:
+    "A padded batch, as wide as its longest member, with `labels` (n,)."
+    labels = torch.tensor([example["labels"] for example in examples])
+    return {**model.pad([{key: value for key, value in example.items() if key != "labels"} for example in examples]), "labels": labels}
+
+
+def validation_metrics(prediction: EvalPrediction, selection: str) -> dict[str, float]:
+    "Scalar metrics of the validation logits, with the selection metric among them."
+    logits, labels = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+    extra = (selection,) if selection in ("matthews", "f1") else ()
+    return {key: value for key, value in classification_metrics(logits, labels, extra=extra).items() if not key.startswith(("count_", "predicted_"))}
 
 # %% ../nbs/09_fine_tuning.ipynb #794ab095
 def train(model,  # a Classifier; what requires a gradient trains
@@ -299,16 +313,3 @@ def train(model,  # a Classifier; what requires a gradient trains
                  padding_share=padding_share(training.lengths, order, plan.batch_size))
     model.eval()
     return history_rows(trainer.state.log_history), facts
-
-# %% ../nbs/09_fine_tuning.ipynb #6a2836d2
-def collate(model, examples: list[dict]) -> dict[str, torch.Tensor]:
-    "A padded batch, as wide as its longest member, with `labels` (n,)."
-    labels = torch.tensor([example["labels"] for example in examples])
-    return {**model.pad([{key: value for key, value in example.items() if key != "labels"} for example in examples]), "labels": labels}
-
-
-def validation_metrics(prediction: EvalPrediction, selection: str) -> dict[str, float]:
-    "Scalar metrics of the validation logits, with the selection metric among them."
-    logits, labels = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
-    extra = (selection,) if selection in ("matthews", "f1") else ()
-    return {key: value for key, value in classification_metrics(logits, labels, extra=extra).items() if not key.startswith(("count_", "predicted_"))}

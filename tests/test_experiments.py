@@ -257,7 +257,7 @@ def test_run_leaves_valid_records(finished):
         assert not any("train" in name for name in arrays)
         assert request["task"] not in json.dumps(record) and request["model"] not in json.dumps(record)
     assert "epochs" not in read[0]["parameters"] and read[1]["parameters"]["epochs"] == 1
-    assert not (Path(request["output"]) / "lp_ft" / "checkpoints" / records[0].stem).exists()
+    assert not (Path(request["output"]) / "checkpoints" / records[0].stem).exists()
 
 
 def test_executed_notebook_has_figures_and_no_error(finished):

@@ -32,9 +32,9 @@ def toy_data(examples, seed=0, vocabulary=50, classes=3):
     return EncodedDataset(inputs, torch.tensor(labels))
 
 
-def small_model(dropout=0.1, dtype=torch.float32):
+def small_model(dropout=0.1, dtype=torch.float32, num_labels=3):
     from conftest import build_tiny_model
-    return build_tiny_model("bert", num_labels=3, dtype=dtype, head_dropout=dropout,
+    return build_tiny_model("bert", num_labels=num_labels, dtype=dtype, head_dropout=dropout,
                             backbone=dict(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout))
 
 

@@ -1,0 +1,253 @@
+"""Stages: exactly what is listed moves, every architecture takes LoRA, runs repeat bit for bit and survive a kill."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_tiny_model
+
+import lpft_nb.stages as stages
+from lpft_nb.classifier import Classifier, features_of, logits_of
+from lpft_nb.linear_probe import fit_probe
+from lpft_nb.lora import add_lora, lora_targets, merge_lora
+from lpft_nb.stages import FineTune, LinearProbe, LoRA, method_stages, run_stages
+from lpft_nb.tasks import load_task
+
+FUSED = {"modernbert": ("Wqkv",), "gpt2": ("c_attn",), "gpt-neox": ("query_key_value",)}
+SCRIPT = Path(__file__).parent / "stages_script.py"
+QUICK = dict(epochs=2, learning_rate=1e-3, batch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LPFT_CACHE", str(tmp_path / "cache"))
+
+
+def write_task(folder):
+    "Lines of words with two classes, in a file; 60 examples."
+    generator = torch.Generator().manual_seed(0)
+    words = (("good great movie film value", "bad dull noise cat dog"), "matrix vector norm sum mean graph tree".split())
+    lines = []
+    for number in range(60):
+        label = number % 2
+        pick = lambda pool, count: [pool[int(i)] for i in torch.randint(len(pool), (count,), generator=generator)]
+        text = pick(words[0][label].split(), 2) + pick(words[1], 2 + number % 5)
+        lines.append(json.dumps(dict(text=" ".join(text), label=label)))
+    path = Path(folder) / "words.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def task(tmp_path):
+    return load_task(write_task(tmp_path))
+
+
+def small(seed=0, **fields):
+    return build_tiny_model("bert", num_labels=2, seed=seed, dtype=torch.float32, **fields)
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+# --- what moves ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method", ["LP", "FT", "LP-FT", "LoRA", "LP-LoRA"])
+def test_exactly_the_listed_parameters_move(method, task):
+    for stage in method_stages(method, fine_tune=FineTune(**QUICK), lora=LoRA(r=2, **QUICK)):
+        model = small()
+        stage.prepare(model, 0)
+        listed, before = {n for n, p in model.named_parameters() if p.requires_grad}, weights(model)
+        model = small()
+        result = run_stages(model, task, [stage], device="cpu")
+        moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        if stage.name == "LP": assert listed == {"head.weight", "head.bias"}
+        if stage.name == "LoRA": assert all(n.startswith("head.") or "lora_" in n for n in listed)
+        assert moved == listed  # Adam moves even a key bias, by rounding
+        rows = result.metrics
+        assert rows[(rows.stage == stage.name) & (rows.metric == "trainable_parameters")].value.item() == sum(before[n].numel() for n in listed)
+
+
+def test_subset_patterns(task):
+    model = small()
+    before = weights(model)
+    run_stages(model, task, [FineTune(trainable=("head.*", "backbone.encoder.layer.1.*"), **QUICK)], device="cpu")
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n in before if n.startswith(("head.", "backbone.encoder.layer.1."))}
+
+
+def test_a_pattern_without_a_match_is_refused(task):
+    with pytest.raises(ValueError, match=r"'layer\.9' matches no parameter"): run_stages(small(), task, [FineTune(trainable=("layer.9",), **QUICK)], device="cpu")
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+def test_the_probe_stage_is_the_exact_probe(task):
+    model = small()
+    labels = torch.tensor(list(task.train["label"]))
+    fit = fit_probe(features_of(model, task.train), labels, seed=0, num_classes=2)
+    result = run_stages(model, task, [LinearProbe()], device="cpu")
+    torch.testing.assert_close(model.head.weight.double(), fit.weight, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result.arrays["logits/LP/test"], logits_of(model, task.test), rtol=1e-4, atol=1e-4)
+    assert result.stages[0]["penalty"] == fit.penalty
+
+
+def test_measured_rows_agree_with_the_model(task):
+    model = small()
+    reference = features_of(model, task.test)
+    result = run_stages(model, task, [LinearProbe(), FineTune(**QUICK)], device="cpu")
+    value = lambda metric, split="test": result.metrics.query("stage == 'FT' and split == @split and metric == @metric").value.item()
+    logits, labels = logits_of(model, task.test), torch.tensor(list(task.test["label"]))
+    torch.testing.assert_close(result.arrays["logits/FT/test"], logits, rtol=1e-5, atol=1e-5)
+    assert value("accuracy") == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    assert value("nll") == pytest.approx(torch.nn.functional.cross_entropy(logits.double(), labels).item(), rel=1e-5)
+    assert value("feature_change") == pytest.approx((features_of(model, task.test) - reference).double().norm(dim=1).mean().item(), rel=1e-5)
+    assert value("head_norm", "stage") == pytest.approx(model.head.weight.norm().item(), rel=1e-6)
+    cut = run_stages(small(), task, [LinearProbe()], device="cpu", max_length=7).metrics.query("metric == 'truncated' and split == 'train'").value.item()
+    assert cut == sum(len(text.split()) + 2 > 7 for text in task.train["text"]) > 0
+    assert set(result.metrics.stage) == {"start", "LP", "FT"} and set(result.arrays) >= {"labels/test", "logits/LP/train"}
+
+
+def test_same_seed_same_bits(task):
+    first, second = (run_stages(small(), task, [LinearProbe(), FineTune(**QUICK)], seed=3, device="cpu") for _ in range(2))
+    keep = lambda rows: rows[~rows.metric.isin(["seconds", "peak_memory_bytes"])].reset_index(drop=True)
+    assert keep(first.metrics).equals(keep(second.metrics)) and first.history.equals(second.history)
+    for name, value in first.arrays.items(): assert torch.equal(value, second.arrays[name]), name
+    other = run_stages(small(), task, [FineTune(**QUICK)], seed=4, device="cpu")
+    assert not torch.equal(other.arrays["logits/FT/test"], first.arrays["logits/FT/test"])
+
+
+def test_gradient_steps_are_recorded(task):
+    result = run_stages(small(), task, [LinearProbe(epochs=20, learning_rate=0.01)], device="cpu")
+    norms = result.history[result.history.metric == "head_norm"]
+    assert list(norms.epoch) == list(range(21)) and (result.history.stage == "LP").all()
+
+
+# --- computed once ---------------------------------------------------------------------------------------------------
+
+def test_a_second_seed_computes_neither_tokens_nor_features(task, monkeypatch):
+    run_stages(small(), task, [LinearProbe()], seed=0, device="cpu")
+    def refuse(*given, **more): raise AssertionError("computed again")
+    monkeypatch.setattr(stages, "features_of", refuse)
+    monkeypatch.setattr(Classifier, "encode", refuse)
+    run_stages(small(), task, [LinearProbe()], seed=1, device="cpu")
+    changed = small()
+    with torch.no_grad(): next(changed.backbone.parameters())[0, 0] += 1e-3
+    with pytest.raises(AssertionError, match="computed again"): run_stages(changed, task, [LinearProbe()], seed=1, device="cpu")
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+def test_lora_on_every_architecture(architecture, tmp_path):
+    model = build_tiny_model(architecture, num_labels=2, dtype=torch.float32)
+    batch = model.tokenize(["a good film", "the dull cat sat on the matrix"])
+    before = model(**batch).logits
+    targets = add_lora(model, r=2, alpha=2, seed=1)
+    assert targets == FUSED.get(architecture, targets) and (len(targets) == 2 or architecture in FUSED)
+    torch.testing.assert_close(model(**batch).logits, before, rtol=1e-6, atol=1e-7)  # B = 0
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name: p.normal_(std=0.3)
+    trained = model(**batch).logits
+    assert not torch.allclose(trained, before)
+    model.save_pretrained(tmp_path / "saved")
+    again = Classifier.from_pretrained(tmp_path / "saved")
+    for name, value in model.state_dict().items(): assert torch.equal(again.state_dict()[name], value), name
+    torch.testing.assert_close(again(**batch).logits, trained, rtol=1e-6, atol=1e-7)
+    merge_lora(again)
+    torch.testing.assert_close(again(**batch).logits, trained, rtol=1e-4, atol=1e-5)
+    assert add_lora(again, r=2, alpha=2) == targets
+
+
+def test_fused_matrices_are_named_in_the_stage_table(task, capsys):
+    model = build_tiny_model("gpt2", num_labels=2, dtype=torch.float32)
+    result = run_stages(model, task, [LoRA(r=2, **QUICK)], device="cpu")
+    assert "adapted matrices: c_attn" in capsys.readouterr().out and result.stages[0]["note"] == "adapted matrices: c_attn"
+
+
+def test_lora_head_trains_and_comes_back(task, tmp_path):
+    model = small()
+    head = model.head.weight.detach().clone()
+    run_stages(model, task, [LoRA(r=2, **QUICK)], device="cpu")
+    assert not torch.equal(model.head.weight, head)
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits_of(Classifier.from_pretrained(tmp_path / "saved"), task.test), logits_of(model, task.test))
+
+
+def test_no_attention_no_default_targets():
+    with pytest.raises(ValueError, match="name the modules to adapt"): lora_targets(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: FineTune(epochs=0), "epochs=0"), (lambda: FineTune(learning_rate=float("inf")), "learning_rate=inf"),
+    (lambda: FineTune(batch_size=True), "batch_size=True"), (lambda: LoRA(r=0), "r=0"), (lambda: FineTune(warmup_share=1.0), "warmup_share"),
+    (lambda: LinearProbe(epochs=5), "give both"), (lambda: LinearProbe(batch_size=5), "gradient steps"), (lambda: method_stages("LPFT"), "LP-FT")])
+def test_settings_that_cannot_train_are_refused(make, message):
+    with pytest.raises(ValueError, match=message): make()
+
+
+def test_a_head_of_another_size_is_refused(task):
+    with pytest.raises(ValueError, match="num_labels=2"): run_stages(build_tiny_model("bert", num_labels=3), task, [LinearProbe()], device="cpu")
+
+
+def test_a_folder_of_another_run_is_refused(task, tmp_path):
+    run_stages(small(), task, [LinearProbe()], output=tmp_path / "out", device="cpu")
+    for model, seed in ((small(seed=5), 0), (small(), 1)):
+        with pytest.raises(ValueError, match="another model, task, seed or settings"):
+            run_stages(model, task, [LinearProbe()], seed=seed, output=tmp_path / "out", device="cpu")
+
+
+def test_nan_weights_stop_the_run(task):
+    model = small()
+    with torch.no_grad(): model.backbone.encoder.layer[0].attention.self.value.weight[:] = float("nan")
+    with pytest.raises(ValueError, match="NaN"): run_stages(model, task, [FineTune(**QUICK)], device="cpu")
+
+
+# --- a kill between and inside stages --------------------------------------------------------------------------------
+
+def start_script(folder, *more, processes=1):
+    write_task(folder)
+    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LPFT_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([sys.executable, *launcher, str(SCRIPT), str(folder), *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two): folder.mkdir()
+    run = start_script(one, "--dropout", "0")
+    assert run.wait(timeout=300) == 0, run.stdout.read()
+    run = start_script(two, "--dropout", "0", processes=2)
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
+    first, second, other = (torch.load(folder / name, weights_only=True) for folder, name in ((one, "end.pt"), (two, "end.pt"), (two, "end-1.pt")))
+    for name in first:
+        tolerance = dict(rtol=1e-3, atol=1e-3) if name == "history" else dict(rtol=1e-4, atol=1e-5)  # gradient norms add up rounding
+        torch.testing.assert_close(second[name], first[name], **tolerance, msg=name)
+        assert torch.equal(second[name], other[name]), name
+
+
+def test_killed_inside_a_stage_ends_like_an_uninterrupted_run(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut): folder.mkdir()
+    run = start_script(whole)
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
+    run, limit = start_script(cut, "--pause", "0.3"), time.monotonic() + 120
+    while not list(cut.glob("out/2-FT/checkpoint-*/complete.json")) and time.monotonic() < limit: time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    assert list(cut.glob("out/2-FT/checkpoint-*/complete.json")) and not (cut / "end.pt").exists()
+    run = start_script(cut)
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0 and "LP: taken from the output folder" in output, output
+    first, second = (torch.load(folder / "end.pt", weights_only=True) for folder in (whole, cut))
+    for name in first: assert torch.equal(first[name], second[name]), name
