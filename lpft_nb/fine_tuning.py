@@ -168,7 +168,7 @@ class DivergenceCheck:
                               "Expected a finite loss of about its start or less. Lower the learning rate (try a tenth), "
                               "or check the weights and inputs for NaN; in bfloat16 try dtype='float32'.")
 
-# %% ../nbs/09_fine_tuning.ipynb #d3944147
+# %% ../nbs/09_fine_tuning.ipynb #13c6f29e
 class StageTrainer(Trainer):
     "The Hugging Face Trainer with `EpochSampler`, the head norm ‖V‖_F in each log entry and a `DivergenceCheck`."
     def __init__(self, *args, sampler: EpochSampler, **kwargs):
@@ -182,6 +182,11 @@ class StageTrainer(Trainer):
         scale = self.args.gradient_accumulation_steps
         self.check(loss.item() * scale, self.state.global_step, max(self.lr_scheduler.get_last_lr()))
         return loss
+
+    def judge(self, prediction, selection_metric):
+        if not torch.isfinite(torch.as_tensor(prediction.predictions)).all():
+            self.check(math.nan, self.state.global_step, max(self.lr_scheduler.get_last_lr()))
+        return validation_metrics(prediction, selection_metric)
 
     def log(self, logs, start_time=None):
         if "loss" in logs: logs["head_norm"] = self.accelerator.unwrap_model(self.model).head.weight.detach().float().norm().item()
@@ -282,7 +287,7 @@ def validation_metrics(prediction: EvalPrediction, selection: str) -> dict[str, 
     extra = (selection,) if selection in ("matthews", "f1") else ()
     return {key: value for key, value in classification_metrics(logits, labels, extra=extra).items() if not key.startswith(("count_", "predicted_"))}
 
-# %% ../nbs/09_fine_tuning.ipynb #794ab095
+# %% ../nbs/09_fine_tuning.ipynb #4f389211
 def train(model,  # a Classifier; what requires a gradient trains
           training: EncodedDataset, validation: EncodedDataset,
           plan: TrainingPlan, seed: int,
@@ -299,7 +304,7 @@ def train(model,  # a Classifier; what requires a gradient trains
     trainer = StageTrainer(
         model=model, args=arguments, sampler=sampler, train_dataset=training, eval_dataset=validation,
         data_collator=lambda examples: collate(model, examples), compute_loss_func=mean_cross_entropy,
-        compute_metrics=lambda prediction: validation_metrics(prediction, plan.selection_metric),
+        compute_metrics=lambda prediction: trainer.judge(prediction, plan.selection_metric),
         optimizers=(torch.optim.AdamW(groups, fused=True), None), callbacks=[best, Progress(name)])
     trainer.remove_callback(next(c for c in trainer.callback_handler.callbacks if type(c).__name__ in ("PrinterCallback", "ProgressCallback")))
     resume = last_checkpoint(folder)

@@ -241,7 +241,7 @@ def peak_memory_bytes(device: str) -> int:
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-# %% ../nbs/10_stages.ipynb #86325f6d
+# %% ../nbs/10_stages.ipynb #61931ca8
 def weights_hash(model) -> str:
     "A hash of every backbone weight and of how it is read out: names, shapes, types, bytes, pooling."
     digest = hashlib.sha256(f"{model.config.pooling} {type(model.backbone).__name__}".encode())
@@ -261,7 +261,7 @@ def encode_split(model, split, max_length: int) -> EncodedDataset:
     texts = {name: list(split[name]) for name in split.column_names if name != "label"}
     tokenizer = {name: part for name, part in json.loads(model.tokenizer.backend_tokenizer.to_str()).items()
                  if name not in ("truncation", "padding")}  # left behind by the last call, whatever it was
-    stored = cached("tokens", dict(texts=content_hash(texts), tokenizer=content_hash(tokenizer), max_length=max_length), compute)
+    stored = cached("tokens", dict(texts=content_hash(texts), tokenizer=content_hash(tokenizer), max_length=max_length, layout=2), compute)
     lengths, truncated = stored.pop("lengths").tolist(), int(stored.pop("truncated"))
     pieces = {key: [piece.tolist() for piece in values.split(lengths)] for key, values in stored.items()}
     return EncodedDataset([dict(zip(pieces, example)) for example in zip(*pieces.values())], torch.tensor(list(split["label"])), truncated)

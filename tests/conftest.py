@@ -1,12 +1,17 @@
 """Fixtures that all tests share: data beside the checkout, tiny random models of every architecture, no network."""
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["LPFT_CACHE"] = tempfile.mkdtemp(prefix="lpft-cache-")  # no test reads what an earlier version of the code has stored
+atexit.register(shutil.rmtree, os.environ["LPFT_CACHE"], ignore_errors=True)
 
 import pytest
 import torch

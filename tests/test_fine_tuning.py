@@ -178,6 +178,12 @@ def test_divergence_stops(tmp_path):
         train(model, toy_data(40), toy_data(8), plan, 0, tmp_path, minutes_between_checkpoints=math.inf)
 
 
+def test_divergence_in_the_last_step_is_seen_by_the_validation(tmp_path):
+    plan = last_epoch_plan(epochs=1, batch_size=16, head_learning_rate=1e30, backbone_learning_rate=1e30, max_gradient_norm=0)
+    with pytest.raises(DivergenceError, match="step 1"):
+        train(small_model(), toy_data(16), toy_data(8), plan, 0, tmp_path, minutes_between_checkpoints=math.inf)
+
+
 def test_batch_that_cannot_be_split():
     with pytest.raises(ValueError, match="multiple of 3"): TrainingPlan(1, 1e-3, 1e-3, 8, gradient_accumulation=3).process_batch_size(1)
 
