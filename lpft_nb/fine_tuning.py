@@ -264,10 +264,10 @@ class Progress(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/09_fine_tuning.ipynb #26dba395
+# %% ../nbs/09_fine_tuning.ipynb #191eb4fc
 def history_rows(log_history: list[dict]) -> list[dict]:  # the Trainer's log entries
     "Tidy rows (step, epoch, metric, value) of what was logged: loss, gradient norm, learning rate, head norm, validation metrics."
-    skip = {"step", "epoch", "total_flos"}
+    skip = {"step", "epoch", "total_flos", "eval_loss"}  # eval_loss: validation_nll says it, and is exact on several processes
     names = lambda key: "validation_" + key.removeprefix("eval_") if key.startswith("eval_") else key
     timing = ("_runtime", "_per_second")
     return [dict(step=entry["step"], epoch=float(entry["epoch"]), metric=names(key), value=float(value))

@@ -11,7 +11,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["LPFT_CACHE"] = tempfile.mkdtemp(prefix="lpft-cache-")  # no test reads what an earlier version of the code has stored
-atexit.register(shutil.rmtree, os.environ["LPFT_CACHE"], ignore_errors=True)
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["LPFT_CACHE"], ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 
