@@ -107,20 +107,23 @@ def parameter_groups(model, head_learning_rate: float, backbone_learning_rate: f
     if not groups: raise ValueError("nothing to train: no parameter of the model requires a gradient")
     return groups
 
-# %% ../nbs/09_fine_tuning.ipynb #ff4c220f
+# %% ../nbs/09_fine_tuning.ipynb #1c15ddd8
 MARKER = "complete.json"
 
 
 class BestWeights(TrainerCallback):
     "Keeps the trainable weights of the best evaluation (first of equals), and saves them inside each checkpoint."
     def __init__(self, metric: str,  # as the Trainer names it, e.g. "eval_accuracy"; higher is better
+                 steps_an_epoch: int,
                  minutes_between_checkpoints: float = 10.0):
         self.metric, self.weights, self.value, self.step = metric, None, -math.inf, 0
+        self.steps_an_epoch = steps_an_epoch
         self.interval, self.saved_at = 60 * minutes_between_checkpoints, time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
         due = time.monotonic() - self.saved_at >= self.interval
-        if control.should_log and due and args.world_size == 1: control.should_save = True
+        inside = state.global_step % self.steps_an_epoch != 0  # at an epoch's last step the save waits for the evaluation
+        if control.should_log and due and inside and args.world_size == 1: control.should_save = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if args.world_size > 1 or time.monotonic() - self.saved_at >= self.interval: control.should_save = self.interval < math.inf
@@ -287,7 +290,7 @@ def validation_metrics(prediction: EvalPrediction, selection: str) -> dict[str, 
     extra = (selection,) if selection in ("matthews", "f1") else ()
     return {key: value for key, value in classification_metrics(logits, labels, extra=extra).items() if not key.startswith(("count_", "predicted_"))}
 
-# %% ../nbs/09_fine_tuning.ipynb #4f389211
+# %% ../nbs/09_fine_tuning.ipynb #77edd625
 def train(model,  # a Classifier; what requires a gradient trains
           training: EncodedDataset, validation: EncodedDataset,
           plan: TrainingPlan, seed: int,
@@ -299,7 +302,7 @@ def train(model,  # a Classifier; what requires a gradient trains
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     arguments = training_arguments(plan, folder, seed, device, dtype, processes, len(training))
     groups = parameter_groups(model, plan.head_learning_rate, plan.backbone_learning_rate, plan.weight_decay)
-    best = BestWeights("eval_" + plan.selection_metric, minutes_between_checkpoints)
+    best = BestWeights("eval_" + plan.selection_metric, math.ceil(len(training) / plan.batch_size), minutes_between_checkpoints)
     sampler = EpochSampler(training.lengths, plan.batch_size, plan.process_batch_size(processes), processes, seed, plan.length_grouping)
     trainer = StageTrainer(
         model=model, args=arguments, sampler=sampler, train_dataset=training, eval_dataset=validation,

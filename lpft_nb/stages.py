@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'set_trainable', 'trainable_table', 'StageData', 'fit_exactly', 'fit_by_steps', 'LinearProbe',
-           'run_training', 'check_training_settings', 'FineTune', 'LoRA', 'method_stages', 'measure',
-           'reset_peak_memory', 'peak_memory_bytes', 'weights_hash', 'encode_split', 'split_features',
+           'run_training', 'check_training_settings', 'FineTune', 'LoRA', 'method_stages', 'classes_may_lack',
+           'measure', 'reset_peak_memory', 'peak_memory_bytes', 'weights_hash', 'encode_split', 'split_features',
            'frozen_features', 'save_stage', 'load_stage', 'StageResult', 'resolve', 'unique_names', 'run_one',
            'start_processes', 'finished_or_run', 'start_run', 'run_key', 'run_in_order', 'run_stages']
 
-# %% ../nbs/10_stages.ipynb #a8b3c006
-import contextlib, dataclasses, fnmatch, hashlib, json, math, os, sys, tempfile, time
+# %% ../nbs/10_stages.ipynb #8e27d1e5
+import contextlib, dataclasses, fnmatch, hashlib, json, logging, math, os, sys, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,7 +209,17 @@ def method_stages(method: str, linear_probe: LinearProbe = LinearProbe(), fine_t
     if method not in METHODS: raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
     return [dict(LP=linear_probe, FT=fine_tune, LoRA=lora)[name] for name in METHODS[method]]
 
-# %% ../nbs/10_stages.ipynb #75463d09
+# %% ../nbs/10_stages.ipynb #dbd53a15
+@contextlib.contextmanager
+def classes_may_lack(split: str):
+    "No warnings about missing classes while an out-of-distribution set is measured."
+    logger = logging.getLogger("lpft_nb")
+    level = logger.level
+    if split.startswith("ood/"): logger.setLevel(logging.ERROR)
+    try: yield
+    finally: logger.setLevel(level)
+
+
 def measure(model, encoded: dict[str, EncodedDataset], features: dict[str, torch.Tensor], reference: dict[str, torch.Tensor],
             stage: str, extra: tuple[str, ...] = ()) -> tuple[list[dict], dict[str, torch.Tensor]]:
     "Tidy metric rows of a stage's end and the logits (N, C) by split."
@@ -218,7 +228,7 @@ def measure(model, encoded: dict[str, EncodedDataset], features: dict[str, torch
     bias = None if head.bias is None else head.bias.detach().float().cpu()
     for split, data in encoded.items():
         logits[split] = torch.nn.functional.linear(features[split], head.weight.detach().float().cpu(), bias)
-        values = classification_metrics(logits[split], torch.tensor(data.labels), extra=extra)
+        with classes_may_lack(split): values = classification_metrics(logits[split], torch.tensor(data.labels), extra=extra)
         values |= feature_statistics(features[split], reference[split])
         rows += [dict(stage=stage, split=split, metric=metric, value=float(value)) for metric, value in values.items()]
     rows.append(dict(stage=stage, split="stage", metric="head_norm", value=head.weight.detach().float().norm().item()))

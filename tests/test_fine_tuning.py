@@ -188,6 +188,19 @@ def test_batch_that_cannot_be_split():
     with pytest.raises(ValueError, match="multiple of 3"): TrainingPlan(1, 1e-3, 1e-3, 8, gradient_accumulation=3).process_batch_size(1)
 
 
+def test_no_checkpoint_between_an_epochs_last_step_and_its_evaluation(tmp_path, monkeypatch):
+    import lpft_nb.fine_tuning as fine_tuning
+    measure, seen = fine_tuning.validation_metrics, []
+
+    def look(*given):  # what a kill during the evaluation would leave
+        seen.append(last_checkpoint(tmp_path))
+        return measure(*given)
+    monkeypatch.setattr(fine_tuning, "validation_metrics", look)
+    train(small_model(), toy_data(16), toy_data(8), last_epoch_plan(epochs=3, batch_size=4), 0, tmp_path, minutes_between_checkpoints=0.0)
+    assert [path.name for path in seen] == ["checkpoint-3", "checkpoint-7", "checkpoint-11"]  # four steps an epoch
+    assert last_checkpoint(tmp_path).name == "checkpoint-12"
+
+
 def test_incomplete_checkpoints_are_passed_over(tmp_path):
     (tmp_path / "checkpoint-9").mkdir()
     assert last_checkpoint(tmp_path) is None
