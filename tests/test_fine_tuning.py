@@ -201,6 +201,29 @@ def test_no_checkpoint_between_an_epochs_last_step_and_its_evaluation(tmp_path, 
     assert last_checkpoint(tmp_path).name == "checkpoint-12"
 
 
+@pytest.mark.parametrize("step", range(1, 12))
+def test_cut_after_any_step_ends_with_the_same_numbers(tmp_path, monkeypatch, step):
+    import lpft_nb.fine_tuning as fine_tuning
+    plan, data, validation = last_epoch_plan(epochs=3, batch_size=4), toy_data(16), toy_data(8, seed=1)
+    whole = small_model()
+    history, facts = train(whole, data, validation, plan, 0, tmp_path / "whole", minutes_between_checkpoints=math.inf)
+
+    class Cut(Exception):
+        "Stands for a kill."
+    shown = fine_tuning.Progress.on_step_begin
+
+    def cut(self, args, state, control, **more):
+        if state.global_step == step: raise Cut
+        return shown(self, args, state, control, **more)
+    monkeypatch.setattr(fine_tuning.Progress, "on_step_begin", cut)
+    with pytest.raises(Cut): train(small_model(), data, validation, plan, 0, tmp_path / "cut", minutes_between_checkpoints=0.0)
+    monkeypatch.undo()
+    again = small_model()
+    resumed, same = train(again, data, validation, plan, 0, tmp_path / "cut", minutes_between_checkpoints=0.0)
+    assert resumed == history and same == facts
+    for (name, a), b in zip(whole.named_parameters(), again.parameters(), strict=True): assert torch.equal(a, b), name
+
+
 def test_incomplete_checkpoints_are_passed_over(tmp_path):
     (tmp_path / "checkpoint-9").mkdir()
     assert last_checkpoint(tmp_path) is None
