@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from .metrics import classification_metrics
 
-# %% ../nbs/09_fine_tuning.ipynb #f38434ac
+# %% ../nbs/09_fine_tuning.ipynb #40779a75
 def epoch_order(lengths: list[int],  # (N,) tokens of each example
                 batch_size: int,  # examples a global batch (all processes and accumulation steps together)
                 seed: int, epoch: int,
@@ -31,7 +31,7 @@ def epoch_order(lengths: list[int],  # (N,) tokens of each example
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
     if not length_grouping: return shuffled
     whole = len(shuffled) // batch_size * batch_size  # the examples that fill whole batches
-    pool = batch_size * max(1, min(50, len(shuffled) // (batch_size * 4)))
+    pool = batch_size * max(1, min(100, len(shuffled) // (batch_size * 4)))
     batches = []
     for start in range(0, whole, pool):
         members = sorted(shuffled[start:min(start + pool, whole)], key=lambda index: lengths[index])
