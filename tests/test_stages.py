@@ -230,8 +230,8 @@ def test_two_processes_agree_with_one(tmp_path):
     assert run.returncode == 0, output
     first, second, other = (torch.load(folder / name, weights_only=True) for folder, name in ((one, "end.pt"), (two, "end.pt"), (two, "end-1.pt")))
     for name in first:
-        tolerance = dict(rtol=1e-3, atol=1e-3) if name == "history" else dict(rtol=1e-4, atol=1e-5)  # gradient norms add up rounding
-        torch.testing.assert_close(second[name], first[name], **tolerance, msg=name)
+        torch.testing.assert_close(second[name], first[name], rtol=1e-4, atol=1e-5, msg=name)  # each element, the smallest logits too
+        assert (second[name] - first[name]).double().norm() <= 1e-5 * first[name].double().norm(), name
         assert torch.equal(second[name], other[name]), name
 
 
