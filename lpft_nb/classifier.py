@@ -7,11 +7,12 @@ __all__ = ['logger', 'POOLINGS', 'ATTENTIONS', 'HEAD_STANDARD_DEVIATION', 'MODEL
            'positions_from_mask', 'learned_positions', 'move_padding_right', 'backbone_class', 'choose_pooling',
            'backbone_options', 'build_backbone', 'reset_head', 'set_head', 'text_rows', 'encode_rows', 'pad_encoded',
            'unpad', 'tokenizer_of', 'check_max_length', 'check_batch', 'compute_features', 'cross_entropy',
-           'Prediction', 'TextInterface', 'LoadingInterface', 'SavingInterface', 'keep_weights', 'refuse_options',
-           'Classifier', 'as_encoded', 'evaluation', 'collect', 'features_of', 'logits_of', 'load_backbone',
-           'new_classifier', 'label_map', 'settle', 'load_saved']
+           'Prediction', 'TextInterface', 'LoadingInterface', 'SavingInterface', 'TemperatureInterface', 'keep_weights',
+           'refuse_options', 'Classifier', 'as_encoded', 'evaluation', 'collect', 'features_of', 'logits_of',
+           'load_backbone', 'new_classifier', 'label_map', 'settle', 'load_saved']
 
-# %% ../nbs/02_classifier.ipynb #26d1ef10
+# %% ../nbs/02_classifier.ipynb #b4646d90
+import copy
 import inspect
 import logging
 from contextlib import contextmanager
@@ -436,6 +437,19 @@ class SavingInterface:
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
+# %% ../nbs/02_classifier.ipynb #550afe9d
+class TemperatureInterface:
+    "Calibration by the head, for a PreTrainedModel with `head`."
+
+    def with_temperature(self, temperature: float):
+        "A copy whose logits are divided by T > 0 (head V/T, b/T); labels stay, probabilities get softer for T > 1."
+        if not (isinstance(temperature, (int, float)) and 0 < temperature < float("inf")) or temperature is True:
+            raise ValueError(f"temperature must be a positive finite number, got {temperature!r}: see fit_temperature")
+        softer = copy.deepcopy(self)
+        bias = softer.head.bias
+        set_head(softer, softer.head.weight / temperature, None if bias is None else bias / temperature)
+        return softer
+
 # %% ../nbs/02_classifier.ipynb #5190d8b5
 def keep_weights(
     backbone: PreTrainedModel,  # with the weights that it shall keep
@@ -454,8 +468,8 @@ def refuse_options(
     if used or others.get("return_dict") is False:
         raise TypeError(f"unexpected arguments {used or ['return_dict=False']}: a Classifier takes input_ids, attention_mask, token_type_ids and labels")
 
-# %% ../nbs/02_classifier.ipynb #b2ef0cdf
-class Classifier(TextInterface, LoadingInterface, SavingInterface, PreTrainedModel):
+# %% ../nbs/02_classifier.ipynb #0b691533
+class Classifier(TextInterface, LoadingInterface, SavingInterface, TemperatureInterface, PreTrainedModel):
     "f(x) = V φ(x) + b: a backbone, a pooling rule and a linear head."
 
     config_class = ClassifierConfig

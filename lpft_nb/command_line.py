@@ -64,17 +64,17 @@ def parameters_of_file(path: str | None) -> dict:
         raise ParameterError(f"{path}: expected lines of `name: value`, found {type(found).__name__}")
     return found
 
-# %% ../nbs/11a_command_line.ipynb #bdf43c8c
+# %% ../nbs/11a_command_line.ipynb #844096c4
 def show_plan(name: str, requested: dict) -> int:
     "Print the runs that an experiment would make, and which of them are there."
-    from lpft_nb.experiments import check_parameters, find_experiment, load_data, plan_runs, plan_table
+    from lpft_nb.experiments import check_parameters, find_experiment, plan_experiment, plan_table
 
     parameters = check_parameters(find_experiment(name).parameters, requested)
-    task = load_data(parameters)
-    table = plan_table(plan_runs(name, parameters, task))
+    runs, sizes = plan_experiment(name, parameters)
+    table = plan_table(runs)
     waiting = table[table["state"] != "finished"]
     print(table.to_string(index=False))
-    print(f"\n{task.name}: {task.sizes}")
+    print(f"\n{runs[0].identity['task']['name']}: {sizes}")
     print(f"{len(waiting)} of {len(table)} runs to make, {waiting['steps'].sum()} training steps; records go to {Path(parameters['output']) / name}")
     return 0
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'set_trainable', 'trainable_table', 'StageData', 'fit_exactly', 'fit_by_steps', 'LinearProbe',
-           'run_training', 'check_training_settings', 'FineTune', 'LoRA', 'method_stages', 'classes_may_lack',
-           'measure', 'reset_peak_memory', 'peak_memory_bytes', 'weights_hash', 'encode_split', 'split_features',
-           'frozen_features', 'save_stage', 'load_stage', 'StageResult', 'resolve', 'unique_names', 'run_one',
-           'start_processes', 'finished_or_run', 'start_run', 'run_key', 'run_in_order', 'run_stages']
+           'run_training', 'check_training_settings', 'FineTune', 'LoRA', 'ScaleHead', 'method_stages',
+           'classes_may_lack', 'measure', 'reset_peak_memory', 'peak_memory_bytes', 'weights_hash', 'encode_split',
+           'split_features', 'frozen_features', 'save_stage', 'load_stage', 'StageResult', 'resolve', 'unique_names',
+           'run_one', 'start_processes', 'finished_or_run', 'start_run', 'run_key', 'run_in_order', 'run_stages']
 
-# %% ../nbs/10_stages.ipynb #8e27d1e5
+# %% ../nbs/10_stages.ipynb #42d2eefa
 import contextlib, dataclasses, fnmatch, hashlib, json, logging, math, os, sys, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .cache import cached, content_hash
+from .calibration_rows import calibration_rows
 from .classifier import features_of, set_head
 from .features import feature_statistics
 from .fine_tuning import EncodedDataset, TrainingPlan, is_head, train
@@ -200,6 +201,32 @@ class LoRA:
         "Train; history rows and facts."
         return run_training(model, data, self, self.name)
 
+# %% ../nbs/10_stages.ipynb #f26d318b
+@dataclass(frozen=True)
+class ScaleHead:
+    "Multiply the head, weights and bias, by a factor: `[LinearProbe(), ScaleHead(10), FineTune()]`."
+    factor: float
+
+    name = "scale"
+
+    def __post_init__(self):
+        if isinstance(self.factor, bool) or not isinstance(self.factor, (int, float)) or not 0 < self.factor < math.inf:
+            raise ValueError(f"ScaleHead(factor={self.factor!r}): expected a positive number")
+
+    def prepare(self, model, seed: int) -> pd.DataFrame:
+        "Mark the head as what changes; a stage table without rows, because nothing trains."
+        set_trainable(model, ("head.*",))
+        table = trainable_table(model, None, None).iloc[:0]
+        table.attrs["note"] = f"the head, weights and bias, is multiplied by {self.factor:g}"
+        return table
+
+    def run(self, model, data: StageData) -> tuple[list[dict], dict]:
+        "Scale; no history, the head norm before as a fact."
+        before = model.head.weight.detach().float().norm().item()
+        bias = None if model.head.bias is None else self.factor * model.head.bias.detach()
+        set_head(model, self.factor * model.head.weight.detach(), bias)
+        return [], dict(head_norm_before=before)
+
 # %% ../nbs/10_stages.ipynb #ff2c211a
 METHODS = {"LP": ("LP",), "FT": ("FT",), "LP-FT": ("LP", "FT"), "LoRA": ("LoRA",), "LP-LoRA": ("LP", "LoRA")}
 
@@ -209,7 +236,7 @@ def method_stages(method: str, linear_probe: LinearProbe = LinearProbe(), fine_t
     if method not in METHODS: raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
     return [dict(LP=linear_probe, FT=fine_tune, LoRA=lora)[name] for name in METHODS[method]]
 
-# %% ../nbs/10_stages.ipynb #dbd53a15
+# %% ../nbs/10_stages.ipynb #24d09a75
 @contextlib.contextmanager
 def classes_may_lack(split: str):
     "No warnings about missing classes while an out-of-distribution set is measured."
@@ -221,8 +248,8 @@ def classes_may_lack(split: str):
 
 
 def measure(model, encoded: dict[str, EncodedDataset], features: dict[str, torch.Tensor], reference: dict[str, torch.Tensor],
-            stage: str, extra: tuple[str, ...] = ()) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    "Tidy metric rows of a stage's end and the logits (N, C) by split."
+            stage: str, extra: tuple[str, ...] = ()) -> tuple[list[dict], dict[str, torch.Tensor], str]:
+    "Tidy metric rows of a stage's end, the logits (N, C) by split, and why no temperature could be fitted, or ''."
     rows, logits = [], {}
     head = model.head
     bias = None if head.bias is None else head.bias.detach().float().cpu()
@@ -231,8 +258,9 @@ def measure(model, encoded: dict[str, EncodedDataset], features: dict[str, torch
         with classes_may_lack(split): values = classification_metrics(logits[split], torch.tensor(data.labels), extra=extra)
         values |= feature_statistics(features[split], reference[split])
         rows += [dict(stage=stage, split=split, metric=metric, value=float(value)) for metric, value in values.items()]
+    calibration, reason = calibration_rows(stage, logits, {split: torch.as_tensor(data.labels) for split, data in encoded.items()})
     rows.append(dict(stage=stage, split="stage", metric="head_norm", value=head.weight.detach().float().norm().item()))
-    return rows, logits
+    return rows + calibration, logits, reason
 
 # %% ../nbs/10_stages.ipynb #68ab5fdc
 def reset_peak_memory(device: str) -> None:
@@ -336,7 +364,7 @@ def resolve(device: str, dtype: str) -> tuple[str, torch.dtype]:
     automatic = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return device, choices[dtype] or automatic
 
-# %% ../nbs/10_stages.ipynb #a2e9a47b
+# %% ../nbs/10_stages.ipynb #24617ccd
 def unique_names(stages: list) -> list[str]:
     "The stages' names; a repeated one gets a number: LP, FT, FT2."
     names = [stage.name for stage in stages]
@@ -346,19 +374,21 @@ def unique_names(stages: list) -> list[str]:
 def run_one(stage, name: str, model, data: StageData, reference: dict[str, torch.Tensor], extra: tuple[str, ...]):
     "Train one stage and measure its end: content of its record, features and logits by split."
     table = stage.prepare(model, data.seed)
-    print(f"{name} trains\n{table.to_string(formatters=dict(share='{:.2%}'.format))}\n{table.attrs.get('note', '')}".rstrip(), flush=True)
+    trains = f"{name} trains\n{table.to_string(formatters=dict(share='{:.2%}'.format))}" if len(table) else f"{name} trains nothing"
+    print(f"{trains}\n{table.attrs.get('note', '')}".rstrip(), flush=True)
     reset_peak_memory(data.device)
     start = time.monotonic()
     history, facts = stage.run(model, data)
     moved = any(p.requires_grad for n, p in model.named_parameters() if not is_head(n))
     features = split_features(model, data.encoded, data.device) if moved else data.features
-    rows, logits = measure(model, data.encoded, features, reference, name, extra)
+    rows, logits, no_temperature = measure(model, data.encoded, features, reference, name, extra)
     seconds, peak = time.monotonic() - start, peak_memory_bytes(data.device)
     trained = int(table.parameters.sum())
     rows += [dict(stage=name, split="stage", metric=metric, value=float(value))
              for metric, value in dict(seconds=seconds, peak_memory_bytes=peak, trainable_parameters=trained).items()]
     facts |= dict(name=name, kind=type(stage).__name__, settings=dataclasses.asdict(stage), note=table.attrs.get("note", ""),
-                  trainable=json.loads(table.reset_index().to_json(orient="records")), seconds=seconds, peak_memory_bytes=peak)
+                  trainable=json.loads(table.reset_index().to_json(orient="records")), seconds=seconds, peak_memory_bytes=peak,
+                  no_temperature=no_temperature)
     return dict(rows=rows, history=[dict(stage=name, **row) for row in history], facts=facts), features, logits
 
 # %% ../nbs/10_stages.ipynb #7ace404e
@@ -414,10 +444,10 @@ def run_in_order(stages: list, model, data: StageData, start_key: str, folder: P
         arrays |= {f"logits/{name}/{split}": value for split, value in logits.items()}
     return rows, history, facts, arrays
 
-# %% ../nbs/10_stages.ipynb #7b92671c
+# %% ../nbs/10_stages.ipynb #c796792b
 def run_stages(model,  # a Classifier with its tokenizer; its weights are changed in place
                task,  # a Task
-               stages: list,  # of LinearProbe, FineTune, LoRA
+               stages: list,  # of LinearProbe, ScaleHead, FineTune, LoRA
                seed: int = 0,  # data order, dropout, adapters, folds; the head's start was set by Classifier.from_pretrained
                output: str | Path | None = None,  # folder of checkpoints; a killed run called again with it continues
                device: str = "auto", dtype: str = "auto",  # training precision; measuring is always in float32
@@ -430,7 +460,7 @@ def run_stages(model,  # a Classifier with its tokenizer; its weights are change
     processes, begin, max_length = start_processes(device), time.monotonic(), max_length or model.config.max_tokens
     data = start_run(model, task, seed, device, precision, max_length)
     extra = tuple(metric for metric in task.metrics if metric in ("matthews", "f1"))
-    before, _ = measure(model, data.encoded, data.features, data.features, "start", extra)
+    before, _, _ = measure(model, data.encoded, data.features, data.features, "start", extra)
     before += [dict(stage="start", split=split, metric="truncated", value=float(part.truncated)) for split, part in data.encoded.items()]
     labels = {f"labels/{split}": torch.tensor(part.labels) for split, part in data.encoded.items()}
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,11 +1,12 @@
-"""Make README.md from the home page of the book, nbs/index.ipynb.
+"""Make README.md and its figure from the home page of the book, nbs/index.ipynb, and the records in results/.
 
     .venv/bin/python scripts/readme.py            # prints it
-    .venv/bin/python scripts/readme.py --write    # replaces README.md
+    .venv/bin/python scripts/readme.py --write    # replaces README.md and nbs/_static/accuracy.svg
 
 The home page is executed. Cell tags decide what of a code cell the README shows: its code, unless
 `readme-hide-code`; its printed text and Markdown, where `readme-output`; nothing, where `readme-skip`.
 """
+import io
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ CITATION = re.compile(r"\{cite:[tp]\}`([^`]+)`")
 ADMONITION = re.compile(r"^(```|:::)\{(note|tip|important|warning|caution)\}\n(.*?)\n\1$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s]+)\)")
 TEXT_BLOCK = re.compile(r"^```text\n.*?^```$", re.DOTALL | re.MULTILINE)
+FIGURE = ROOT / "nbs" / "_static" / "accuracy.svg"
+FIGURE_TASKS = ("docstring-topic", "docstring-kind", "cb", "rte")
 
 
 def cited(key: str, bibliography: BibliographyData) -> str:
@@ -76,6 +79,42 @@ def make_readme() -> str:
     return convert(client.execute(), parse_file(str(ROOT / "references.bib")))
 
 
+def figure_rows():
+    """The test accuracies that the figure shows: one row a run, in the order of tasks and methods."""
+    from lpft_nb.plot import METHODS
+    from lpft_nb.records import load_results
+
+    rows = load_results(ROOT / "results" / "lp_ft").query("final and status == 'finished' and split == 'test' and metric == 'accuracy'")
+    rows = rows[rows["task"].isin(FIGURE_TASKS) & rows["method"].isin(METHODS)]
+    place = {name: number for number, name in enumerate([*FIGURE_TASKS, *METHODS])}
+    return rows.sort_values(["task", "method", "seed"], key=lambda column: column.map(place) if column.name != "seed" else column)
+
+
+def figure_numbers(rows) -> str:
+    """What the figure shows, in words; it stands inside the figure, so that a test can tell whether it is current."""
+    groups = rows.groupby(["task", "method"], sort=False)["value"]
+    return "; ".join(f"{task} {method} {' '.join(f'{value:.4f}' for value in values)}" for (task, method), values in groups)
+
+
+def make_figure() -> str:
+    """The figure of the home page as SVG: test accuracy by task and method, from the published records."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from lpft_nb.plot import dots_with_intervals, use_style
+
+    rows, target = figure_rows(), io.StringIO()
+    use_style()
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure, axes = plt.subplots(figsize=(7.5, 3))
+        dots_with_intervals(rows, by="task", axes=axes, ylabel="test accuracy")
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Description": figure_numbers(rows)})
+        plt.close(figure)
+    return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
+
+
 def without_measured_numbers(text: str) -> str:
     """The text with each number inside a printed block replaced: those may differ a little between machines."""
     return TEXT_BLOCK.sub(lambda match: re.sub(r" *\d+(\.\d+)?", " 0", match.group()), text)
@@ -83,6 +122,7 @@ def without_measured_numbers(text: str) -> str:
 
 if __name__ == "__main__":
     if "--write" in sys.argv[1:]:
+        FIGURE.write_text(make_figure(), encoding="utf-8")
         (ROOT / "README.md").write_text(make_readme(), encoding="utf-8")
     else:
         print(make_readme(), end="")

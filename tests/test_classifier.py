@@ -703,9 +703,14 @@ def test_a_real_decoder(shared_models):
 def test_importing_the_package_is_light_and_registers_the_model(tiny_model, tmp_path):
     tiny_model("bert").save_pretrained(tmp_path)
     program = f"""
-import sys, transformers, lpft_nb
-heavy = ["transformers.modeling_utils", "lpft_nb.classifier", "datasets", "peft", "sklearn", "pandas", "matplotlib", "nbdev", "fastcore"]
-assert not [name for name in heavy if name in sys.modules], [name for name in heavy if name in sys.modules]
+import sys, transformers
+from transformers import AutoConfig, AutoModelForSequenceClassification  # what the package must register with
+before = set(sys.modules)
+import lpft_nb
+heavy = {{"transformers.modeling_utils", "lpft_nb.classifier", "datasets", "peft", "sklearn", "pandas", "matplotlib", "nbdev", "fastcore"}}
+added = set(sys.modules) - before
+assert not added & heavy, added & heavy
+assert not {{"lpft_nb.classifier", "datasets", "peft", "matplotlib", "nbdev", "fastcore"}} & set(sys.modules)
 assert lpft_nb.__version__
 model = transformers.AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r})
 assert type(model).__module__ == "lpft_nb.classifier" and model.tokenizer is not None

@@ -94,7 +94,7 @@ def test_wrong_usage_exits_2(words, capsys):
 
 WRONG = {
     "no experiment": (["run"], "name an experiment"),
-    "unknown experiment": (["run", "lp_tf"], "there are: lp_ft"),
+    "unknown experiment": (["run", "lp_tf"], "lp_ft"),
     "misspelt": (["run", "lp_ft", "-p", "sed", "3"], "did you mean seeds"),
     "ill-typed": (["run", "lp_ft", "-p", "seeds", "x"], "expected list[int]"),
     "out of range": (["run", "lp_ft", "-p", "epochs", "-1"], "a positive number"),
@@ -220,5 +220,7 @@ def test_parameters_from_a_file(place, record):
 def test_sweep_files_name_known_parameters(path):
     from lpft_nb.experiments import check_parameters, find_experiment
 
-    parameters = check_parameters(find_experiment("lp_ft").parameters, command_line.parameters_of_file(str(path)))
-    assert len(parameters["seeds"]) == 5 and len(parameters["methods"]) == 5
+    name = "head_scale" if path.stem.startswith("head_scale") else "lp_ft"
+    parameters = check_parameters(find_experiment(name).parameters, command_line.parameters_of_file(str(path)))
+    assert len(parameters["seeds"]) == 5 and len(parameters["methods"]) == (2 if name == "head_scale" else 5)
+    assert len(parameters.get("head_scale", [])) == (8 if name == "head_scale" else 0)

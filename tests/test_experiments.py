@@ -173,6 +173,13 @@ WRONG = [
     ({"task": 7}, "expected str"),
     ({"lora_r": 0}, "a positive number"),
 ]
+WRONG_SCALES = [([], "at least one entry"), ([1, 1], "none twice"), ([0], "positive numbers"), ([-2.0], "positive numbers"), (["big"], "expected list"), ([float("nan")], "positive numbers")]
+
+
+@pytest.mark.parametrize(("scale", "message"), WRONG_SCALES, ids=str)
+def test_wrong_head_scales_are_named(scale, message):
+    with pytest.raises(ParameterError, match=message):
+        check_parameters(find_experiment("head_scale").parameters, {"head_scale": scale})
 
 
 @pytest.mark.parametrize(("requested", "message"), WRONG, ids=lambda value: str(value)[:30])
@@ -379,12 +386,12 @@ def test_what_ran_is_compared_with_the_request(finished):
     request, _, records = finished
     wanted = check_parameters(find_experiment("lp_ft").parameters, request)
     paths = [str(path) for path in records]
-    experiments.check_used(wanted, wanted, paths)
+    experiments.check_used("lp_ft", wanted, wanted, paths)
     for used, files, message in ((wanted | {"epochs": 2.0}, paths, "epochs: asked for 1.0, used 2.0"), (wanted, paths[:1], "FT, seed 0")):
         with pytest.raises(RunFailed, match=message):
-            experiments.check_used(wanted, used, files)
+            experiments.check_used("lp_ft", wanted, used, files)
     with pytest.raises(RunFailed, match="FT, seed 0"):
-        experiments.check_used(wanted | {"epochs": 2.0}, wanted | {"epochs": 2.0}, paths)
+        experiments.check_used("lp_ft", wanted | {"epochs": 2.0}, wanted | {"epochs": 2.0}, paths)
 
 
 def test_repeated_run_has_no_differences(finished, tmp_path):
@@ -401,9 +408,61 @@ def test_repeated_run_has_no_differences(finished, tmp_path):
 
 def test_differences_are_found(finished):
     record = read_record(finished[2][1])
-    for change in (lambda rows: rows[0].update(value=rows[0]["value"] + 1), lambda rows: rows.pop(0), lambda rows: rows.append({**rows[0], "metric": "new"})):
+    for change in (lambda rows: rows[0].update(value=rows[0]["value"] + 1), lambda rows: rows.pop(0), lambda rows: rows.append({**rows[0], "stage": "new"})):
         other = json.loads(json.dumps(record))
         change(other["metrics"])
         assert (~experiments.differences(record, other)["equal"]).sum() == 1
     other = {**record, "versions": {**record["versions"], "torch": "0.1"}}
     assert experiments.surroundings(record, other) == [f"torch: {record['versions']['torch']} then, 0.1 now"]
+
+
+def test_a_metric_newer_than_the_record_is_no_difference_and_a_lost_one_is(finished):
+    record = read_record(finished[2][1])
+    older = json.loads(json.dumps(record))
+    older["metrics"] = [row for row in older["metrics"] if row["metric"] != "nll"]
+    table = experiments.differences(older, record, tolerance=0)
+    assert table["equal"].all() and "nll" not in set(table["metric"]) and len(table) > 20
+    assert set(experiments.differences(record, older)[lambda rows: ~rows["equal"]]["metric"]) == {"nll"}
+
+
+# a head that is scaled before the training stage
+
+
+def test_one_run_for_each_head_scale(small, tmp_path):
+    declared = find_experiment("head_scale").parameters
+    request = {**small, "methods": ["FT", "LP-FT"], "head_scale": [0.5, 10], "output": str(tmp_path)}
+    parameters = check_parameters(declared, request)
+    runs, sizes = experiments.plan_experiment("head_scale", parameters)
+    assert sizes["train"] == 12 and len({run.name for run in runs}) == 4
+    assert [(run.method, run.settings["head_scale"]) for run in runs] == [("FT", 0.5), ("FT", 10.0), ("LP-FT", 0.5), ("LP-FT", 10.0)]
+    assert [[stage.name for stage in run.stages] for run in runs[1:3]] == [["scale", "FT"], ["LP", "scale", "FT"]]
+    assert runs[1].stages[0].factor == 10 and experiments.training_steps(runs[0]) == 1
+    task = experiments.load_data(parameters)
+    experiments.run_all(runs, task, parameters)
+    paths = [str(run.path) for run in runs]
+    experiments.check_used("head_scale", parameters, parameters, paths)
+    with pytest.raises(RunFailed, match="'head_scale': 10.0"):
+        experiments.check_used("head_scale", parameters, parameters, [paths[0], *paths[2:]])
+    norms = {}
+    for path in paths:
+        record = read_record(path)
+        value = {(row["stage"], row["metric"]): row["value"] for row in record["metrics"] if row["split"] == "stage"}
+        before = value["LP" if record["method"] == "LP-FT" else "start", "head_norm"]
+        norms[record["method"], record["parameters"]["head_scale"]] = value["scale", "head_norm"] / before
+    assert norms == pytest.approx({(method, factor): factor for method in ("FT", "LP-FT") for factor in (0.5, 10.0)}, rel=1e-5)
+    like = experiments.parameters_like(read_record(paths[1]), declared)
+    assert check_parameters(declared, like)["head_scale"] == [10.0]
+
+
+def test_a_probe_alone_is_no_run_of_head_scale(small):
+    parameters = check_parameters(find_experiment("head_scale").parameters, small | {"methods": ["LP", "FT"]})
+    with pytest.raises(ParameterError, match="methods: expected FT, LP-FT"):
+        experiments.requested_runs(parameters)
+
+
+def test_records_made_before_the_head_scale_keep_their_names():
+    record = next(read_record(path) for path in sorted((ROOT / "results" / "lp_ft").glob("*-FT-*.json")))
+    declared = find_experiment("lp_ft").parameters
+    parameters = check_parameters(declared, experiments.parameters_like(record, declared))
+    (found,) = experiments.requested_runs(parameters)
+    assert found == (record["method"], record["seed"], record["parameters"])

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 from pathlib import Path
 
@@ -238,6 +239,16 @@ def test_readme_is_the_home_page_and_its_example_runs():
 
     committed = (ROOT / "README.md").read_text(encoding="utf-8")
     assert without_measured_numbers(committed) == without_measured_numbers(make_readme()), "run: make readme"
+
+
+def test_figure_of_the_readme_shows_the_published_records():
+    """The numbers stand in the figure's description: drawings differ between versions of matplotlib, numbers do not."""
+    from readme import FIGURE, figure_numbers, figure_rows, make_figure
+
+    for text in (FIGURE.read_text(encoding="utf-8"), make_figure()):
+        described = [node.text for node in ElementTree.fromstring(text).iter("{http://purl.org/dc/elements/1.1/}description")]
+        assert described == [figure_numbers(figure_rows())], "run: make readme"
+        assert len(text.encode()) <= 60_000 and not re.search(r"<(?:script|image)\b|@import", text)
 
 
 def test_readme_links_lead_somewhere():

@@ -1,4 +1,5 @@
 """Stages: exactly what is listed moves, every architecture takes LoRA, runs repeat bit for bit and survive a kill."""
+import dataclasses
 import json
 import os
 import signal
@@ -12,11 +13,13 @@ import torch
 from conftest import build_tiny_model
 
 import lpft_nb.stages as stages
+from lpft_nb.calibration import calibration_metrics
 from lpft_nb.classifier import Classifier, features_of, logits_of
 from lpft_nb.linear_probe import fit_probe
 from lpft_nb.lora import add_lora, lora_targets, merge_lora
-from lpft_nb.stages import FineTune, LinearProbe, LoRA, method_stages, run_stages
+from lpft_nb.stages import FineTune, LinearProbe, LoRA, ScaleHead, method_stages, run_stages
 from lpft_nb.tasks import load_task
+from lpft_nb.temperature import fit_temperature
 
 FUSED = {"modernbert": ("Wqkv",), "gpt2": ("c_attn",), "gpt-neox": ("query_key_value",)}
 SCRIPT = Path(__file__).parent / "stages_script.py"
@@ -84,6 +87,80 @@ def test_subset_patterns(task):
 
 def test_a_pattern_without_a_match_is_refused(task):
     with pytest.raises(ValueError, match=r"'layer\.9' matches no parameter"): run_stages(small(), task, [FineTune(trainable=("layer.9",), **QUICK)], device="cpu")
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method", ["LP", "FT", "LP-FT", "LoRA", "LP-LoRA"])
+def test_every_stage_end_is_calibrated_from_its_own_logits(method, task):
+    stages_of_method = method_stages(method, fine_tune=FineTune(**QUICK), lora=LoRA(r=2, **QUICK))
+    result = run_stages(small(), task, stages_of_method, device="cpu")
+    for stage in [stage.name for stage in stages_of_method]:
+        value = result.metrics[result.metrics.stage == stage].set_index(["split", "metric"])["value"]
+        logits, labels = ({split: result.arrays[f"{kind}/{split}"] for split in ("validation", "test")} for kind in (f"logits/{stage}", "labels"))
+        for name, number in calibration_metrics(logits["test"], labels["test"]).items():
+            assert value["test", name] == pytest.approx(number, rel=1e-9, nan_ok=True), name
+        fact = next(fact for fact in result.stages if fact["name"] == stage)
+        if fact["no_temperature"]:
+            assert value["validation", "temperature"] != value["validation", "temperature"]
+            continue
+        assert value["validation", "temperature"] == pytest.approx(fit_temperature(logits["validation"], labels["validation"]), rel=1e-9)
+        scaled = calibration_metrics(logits["test"].double() / value["validation", "temperature"], labels["test"])
+        assert {name: value["test", f"{name}_after_temperature"] for name in scaled} == pytest.approx(scaled, rel=1e-9, nan_ok=True)
+    assert not result.metrics.duplicated(["stage", "split", "metric"]).any()
+    assert not ((result.metrics.split == "train") & result.metrics.metric.isin(["ece", "temperature"])).any()
+
+
+def test_a_validation_split_with_one_class_does_not_end_a_run(task):
+    one_class = dataclasses.replace(task, validation=task.validation.filter(lambda row: row["label"] == 0))
+    result = run_stages(small(), one_class, [LinearProbe(), FineTune(**QUICK)], device="cpu")
+    assert ["one class" in fact["no_temperature"] for fact in result.stages] == [True, True]
+    needs = result.metrics.metric.str.contains("temperature")
+    assert result.metrics[needs].value.isna().all() and needs.sum() > 30
+    assert result.metrics.query("metric == 'ece' and split == 'test'").value.notna().all()
+
+
+# --- a scaled head ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_scaled_head_multiplies_all_logits_and_nothing_else(task, bias, capsys):
+    model = small(head_bias=bias)
+    before, logits = weights(model), logits_of(model, task.test)
+    result = run_stages(model, task, [ScaleHead(50)], device="cpu")
+    torch.testing.assert_close(logits_of(model, task.test), 50 * logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.arrays["logits/scale/test"], 50 * logits, rtol=1e-5, atol=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] * (50 if name.startswith("head.") else 1), rtol=0, atol=0)
+    value = lambda stage, metric, split="stage": result.metrics.query("stage == @stage and split == @split and metric == @metric").value.item()
+    assert value("scale", "head_norm") == pytest.approx(50 * value("start", "head_norm"), rel=1e-6)
+    assert value("scale", "trainable_parameters") == 0 and value("scale", "accuracy", "test") == value("start", "accuracy", "test")
+    assert result.stages[0]["settings"] == {"factor": 50} and result.stages[0]["trainable"] == []
+    assert "scale trains nothing\nthe head, weights and bias, is multiplied by 50" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf"), True, None, "2"])
+def test_a_factor_that_scales_to_nothing_is_refused(factor):
+    with pytest.raises(ValueError, match="expected a positive number"): ScaleHead(factor)
+
+
+def test_a_scaled_head_is_what_training_starts_from(task):
+    stage = FineTune(**QUICK)
+    whole = run_stages(small(), task, [LinearProbe(), ScaleHead(10), stage], device="cpu")
+    by_hand = small()
+    run_stages(by_hand, task, [LinearProbe()], device="cpu")
+    with torch.no_grad():
+        for parameter in by_hand.head.parameters(): parameter.mul_(10)
+    assert torch.equal(run_stages(by_hand, task, [stage], device="cpu").arrays["logits/FT/test"], whole.arrays["logits/FT/test"])
+    plain = run_stages(small(), task, [LinearProbe(), stage], device="cpu")
+    assert torch.equal(run_stages(small(), task, [LinearProbe(), ScaleHead(1), stage], device="cpu").arrays["logits/FT/test"], plain.arrays["logits/FT/test"])
+
+
+def test_a_run_cut_after_the_scaling_goes_on_with_the_scaled_head(task, tmp_path):
+    first, second = [LinearProbe(), ScaleHead(5)], FineTune(**QUICK)
+    run_stages(small(), task, first, output=tmp_path, device="cpu")
+    continued = run_stages(small(), task, [*first, second], output=tmp_path, device="cpu")
+    whole = run_stages(small(), task, [*first, second], device="cpu")
+    assert torch.equal(continued.arrays["logits/FT/test"], whole.arrays["logits/FT/test"])
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

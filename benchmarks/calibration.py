@@ -1,0 +1,149 @@
+"""Calibration errors against netcal and torchmetrics, each timed from the same logits to the number, and a case that is large.
+
+    python benchmarks/calibration.py
+
+--large 0 leaves the large case out; --large 100000 makes it smaller. It needs 4 kB of memory for each of its rows.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+from netcal.metrics import ECE
+from threadpoolctl import threadpool_limits
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from lpft_nb.bootstrap import METRIC_NAMES, bootstrap_intervals
+from lpft_nb.calibration import calibration_metrics, classwise_calibration_error, expected_calibration_error
+
+BINS, SEED, LARGE_CLASSES = 15, 0, 1000
+
+
+def draw(rows: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over-confident float32 logits, and labels that agree with the prediction about every second time."""
+    generator = torch.Generator().manual_seed(SEED)
+    logits = torch.empty(rows, classes).normal_(0, 3, generator=generator)
+    labels = torch.randint(0, classes, (rows,), generator=generator)
+    for start in range(0, rows, 10_000):
+        part = slice(start, start + 10_000)
+        agree = torch.rand(len(labels[part]), generator=generator) < 0.5
+        labels[part] = torch.where(agree, logits[part].argmax(dim=1), labels[part])
+    return logits, labels
+
+
+def interleaved(repeats: int, **work) -> dict[str, list[float]]:
+    """Seconds of each piece of work, `repeats` times in turn, after one unmeasured round."""
+    seconds = {name: [] for name in work}
+    for turn in range(repeats + 1):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compare(rows: int, classes: int, repeats: int) -> list[dict]:
+    """ECE with 15 bins by the three, from float32 logits to a number."""
+    logits, labels = draw(rows, classes)
+    work = {
+        "lpft_nb": lambda: expected_calibration_error(logits, labels, BINS),
+        "torchmetrics": lambda: multiclass_calibration_error(logits, labels, classes, BINS, "l1").item(),
+        "netcal": lambda: float(ECE(BINS).measure(logits.softmax(dim=1).numpy(), labels.numpy())),
+    }
+    seconds = {name: statistics.median(times) for name, times in interleaved(repeats, **work).items()}
+    values = {name: run() for name, run in work.items()}
+    return [
+        {"what": f"ECE of {rows:,} x {classes} float32 logits, seconds"} | {name: round(value, 4) for name, value in seconds.items()},
+        {"what": "time of netcal over ours (wanted: at least 5)", "ratio": round(seconds["netcal"] / seconds["lpft_nb"], 2)},
+        {"what": "our time over torchmetrics' (wanted: at most 1.1)", "ratio": round(seconds["lpft_nb"] / seconds["torchmetrics"], 3)},
+        {"what": "the value"} | {name: round(value, 7) for name, value in values.items()},
+    ]
+
+
+def with_peak(run) -> tuple[float, float]:
+    """Seconds of a call, and the largest resident memory during it above that before it, in MiB."""
+    process, peak, done = psutil.Process(), [0], threading.Event()
+    before = process.memory_info().rss
+
+    def watch():
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return seconds, max(0, max(peak[0], process.memory_info().rss) - before) / 2**20
+
+
+def large(rows: int) -> list[dict]:
+    """Time and memory above the input of many rows with 1,000 classes."""
+    logits, labels = draw(rows, LARGE_CLASSES)
+    size = f"{rows:,} x {LARGE_CLASSES:,} float32 logits ({logits.numel() * 4 / 2**20:.0f} MiB)"
+    intervals = [name for name in METRIC_NAMES if name != "classwise_ece"]
+    work = {
+        "expected_calibration_error": lambda: expected_calibration_error(logits, labels),
+        "classwise_calibration_error": lambda: classwise_calibration_error(logits, labels),
+        f"calibration_metrics, all {len(METRIC_NAMES)}": lambda: calibration_metrics(logits, labels),
+        f"bootstrap_intervals, {len(intervals)} metrics, 20 resamples": lambda: bootstrap_intervals(logits, labels, intervals, resamples=20),
+    }
+    found = []
+    for name, run in work.items():
+        seconds, peak = with_peak(run)
+        found.append({"what": f"{name}: {size}", "seconds": round(seconds, 2), "MiB above the input": round(peak, 1)})
+    return found
+
+
+def write(record: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=200_000, help="rows of the comparison (default 200,000)")
+    parser.add_argument("--classes", type=int, default=100, help="classes of the comparison (default 100)")
+    parser.add_argument("--large", type=int, default=1_000_000, help="rows of the large case with 1,000 classes; 0 leaves it out")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch and of BLAS (default 1)")
+    parser.add_argument("--repeats", type=int, default=7, help="measured rounds; medians are reported")
+    parser.add_argument("--output", type=Path, default=Path("results/benchmarks/calibration.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with threadpool_limits(options.threads):
+        rows = compare(options.rows, options.classes, options.repeats)
+        if options.large:
+            rows += large(options.large)
+    record = {
+        "benchmark": "calibration",
+        "command": f"python benchmarks/calibration.py --rows {options.rows} --classes {options.classes} --large {options.large} "
+        f"--threads {options.threads} --repeats {options.repeats}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} logical cores",
+        "threads": options.threads,
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "scipy", "torchmetrics", "netcal")},
+        "rows": rows,
+    }
+    for row in rows:
+        print(f"  {row['what']}: " + ", ".join(f"{key} {value:.5g}" for key, value in row.items() if key != "what"))
+    write(record, options.output)
+    print(f"written to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""The exact tangent kernel against three ways of others, and its memory and growth, in one run on one machine.
+
+    python benchmarks/tangent_kernel.py --peers --gram --growth --output results/benchmarks
+
+Model: minilm (BERT, 6 layers), random token ids, T = 32 without padding, C = 3, float32. What is compared:
+
+- ours: `lpft_nb.tangent_kernel.tangent_kernel`, plan and check against autograd included;
+- forward-over-reverse: for each example and class a reverse-mode gradient, then forward-mode products with all examples (LM-Kernel-FT);
+- torch.func: `vmap(jacrev)` with Jacobian contraction, and NTK-vector products (`vjp` and `jvp`), as in PyTorch's tutorial;
+- hidden-feature Jacobians: one backward pass for every feature, by parameter group, contracted with the head (lp-ft_ntk), N = 8;
+- gram: the plain products of all dense-layer gradients, from this machine's measured rate of matrix products.
+
+Every peer's kernel is compared with ours: a fast wrong answer does not count.
+"""
+
+import argparse
+import json
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from lpft_nb.cache import parse_size
+from lpft_nb.classifier import Classifier
+from lpft_nb.records import environment
+from lpft_nb.tangent_kernel import tangent_kernel
+
+CLASSES, LENGTH = 3, 32
+
+
+def random_batch(examples: int, device: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1000, 30000, (examples, LENGTH), generator=generator)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    return {name: table.to(device) for name, table in batch.items()}
+
+
+def seconds_of(function, device: str) -> tuple[float, object]:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    result = function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+def best_of(function, repeats: int, device: str) -> tuple[float, object]:
+    found = [seconds_of(function, device) for _ in range(repeats)]
+    return min(seconds for seconds, _ in found), found[-1][1]
+
+
+def ours(model, batch, memory="2GiB"):
+    return tangent_kernel(model, batch, memory=memory, quiet=True).total
+
+
+def functional(model):
+    "Logits of one example as a function of all trainable parameters; no mask, for vmap cannot build one."
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def logits(values, ids):
+        backbone = {name.removeprefix("backbone."): value for name, value in values.items() if name.startswith("backbone.")}
+        hidden = torch.func.functional_call(model.backbone, backbone, (), {"input_ids": ids}).last_hidden_state
+        return hidden[:, 0] @ values["head.weight"].T + values["head.bias"]
+
+    return parameters, logits
+
+
+def forward_over_reverse(model, batch):
+    "Rows by reverse mode, columns by forward mode: N·C gradients, each pushed through all N examples."
+    parameters, logits = functional(model)
+    ids, rows = batch["input_ids"], []
+    for n in range(len(ids)):
+        output, pull = torch.func.vjp(lambda values, n=n: logits(values, ids[n : n + 1])[0], parameters)
+        for unit in torch.eye(len(output), device=output.device):
+            (gradient,) = pull(unit)
+            rows.append(torch.func.jvp(lambda values: logits(values, ids), (parameters,), (gradient,))[1])
+    return torch.stack(rows).view(len(ids), CLASSES, len(ids), CLASSES)
+
+
+def jacobian_contraction(model, batch):
+    "All Jacobians by vmap(jacrev), contracted parameter by parameter."
+    parameters, logits = functional(model)
+    ids = batch["input_ids"]
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda values, one: logits(values, one[None])[0]), (None, 0))(parameters, ids)
+    total = torch.zeros(len(ids) * CLASSES, len(ids) * CLASSES, device=ids.device)
+    for name in list(jacobian):
+        rows = jacobian.pop(name).flatten(2).flatten(0, 1)
+        total += rows @ rows.T
+    return total.view(len(ids), CLASSES, len(ids), CLASSES)
+
+
+def vector_products(model, batch):
+    "NTK-vector products: for each pair of examples one vjp and one jvp with every unit vector."
+    parameters, logits = functional(model)
+    ids = batch["input_ids"]
+
+    def pair(a, b):
+        def product(unit):
+            _, pull = torch.func.vjp(lambda values: logits(values, a[None])[0], parameters)
+            return torch.func.jvp(lambda values: logits(values, b[None])[0], (parameters,), pull(unit))[1]
+
+        return torch.func.vmap(product)(torch.eye(CLASSES, device=ids.device))
+
+    rows = [torch.func.vmap(lambda b, a=a: pair(a, b))(ids) for a in ids]
+    return torch.stack(rows).permute(0, 2, 1, 3).contiguous()
+
+
+def hidden_jacobians(model, batch):
+    "Differentiate all h features by every parameter group, contract with the head afterwards; plus the head's own part."
+    ids, weight = batch["input_ids"], model.head.weight.detach()
+    groups = {}
+    for name, parameter in model.backbone.named_parameters():
+        key = ".".join(name.split(".")[:3]) + ("attention" if "attention" in name else "rest") if "layer." in name else "embeddings"
+        groups.setdefault(key, {})[name] = parameter
+    features = model.features(**batch).detach()
+    total = torch.einsum("nm,cd->ncmd", features @ features.T + 1, torch.eye(CLASSES, device=ids.device))
+    units = torch.eye(weight.shape[1], device=ids.device)
+    for group in groups.values():
+        rows = []
+        for n in range(len(ids)):
+            hidden = model.features(**{key: table[n : n + 1] for key, table in batch.items()})[0]
+            pieces = torch.autograd.grad(hidden, list(group.values()), units, is_grads_batched=True, allow_unused=True)
+            rows.append(torch.cat([weight @ piece.flatten(1) for piece in pieces if piece is not None], dim=1))
+        rows = torch.cat(rows)
+        total += (rows @ rows.T).view(len(ids), CLASSES, len(ids), CLASSES)
+    return total
+
+
+def gemm_rate(device: str, size: int = 4096) -> float:
+    a = torch.randn(size, size, device=device)
+    a @ a
+    seconds, _ = best_of(lambda: a @ a, 5, device)
+    return 2.0 * size**3 / seconds
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+class Peak:
+    "Highest resident set (or GPU memory) over the starting point while a block runs."
+
+    def __init__(self, device: str):
+        self.device = device
+
+    def __enter__(self):
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+            return self
+        self.start, self.highest, self.done = resident(), resident(), False
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        while not self.done:
+            self.highest = max(self.highest, resident())
+            time.sleep(0.002)
+
+    def __exit__(self, *_):
+        if self.device == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated() - self.start
+            return
+        self.done = True
+        self.thread.join()
+        self.bytes = self.highest - self.start
+
+
+def agreement(kernel, reference) -> float:
+    return float((kernel - reference).norm() / reference.norm())
+
+
+def measure_peers(model, device, repeats) -> dict:
+    found = {}
+    eager = Classifier.from_pretrained("minilm", num_labels=CLASSES, seed=0, attention="eager").to(device).eval()  # forward mode needs it
+    for examples, peers in ((32, [forward_over_reverse, jacobian_contraction, vector_products]), (8, [hidden_jacobians])):
+        batch = random_batch(examples, device)
+        seconds, reference = best_of(lambda batch=batch: ours(model, batch), repeats, device)
+        row = {"ours_seconds": seconds}
+        print(f"N = {examples}: ours {seconds:.2f} s", flush=True)
+        for peer in peers:
+            other, kernel = seconds_of(lambda peer=peer, batch=batch: peer(eager, batch), device)
+            kernel = kernel.detach()
+            row[peer.__name__] = {"seconds": other, "ratio": other / seconds, "relative_difference": agreement(kernel, reference)}
+            print(f"N = {examples}: {peer.__name__} {other:.2f} s, {other / seconds:.1f} times ours, relative difference {agreement(kernel, reference):.1e}", flush=True)
+        found[str(examples)] = row
+    return found
+
+
+def measure_gram(model, device, examples, memory) -> dict:
+    dense = sum(m.weight.numel() for m in model.backbone.modules() if isinstance(m, torch.nn.Linear))
+    rate = gemm_rate(device)
+    gram = 2.0 * (examples * CLASSES) ** 2 * dense / rate
+    seconds, _ = seconds_of(lambda: ours(model, random_batch(examples, device), memory), device)
+    print(f"N = {examples}: ours {seconds:.1f} s, plain Gram products {gram:.1f} s at {rate / 1e9:.0f} GFLOP/s, ratio {seconds / gram:.2f}", flush=True)
+    return {"examples": examples, "memory": memory, "seconds": seconds, "gram_seconds": gram, "gemm_gflops": rate / 1e9, "ratio": seconds / gram}
+
+
+def measure_growth(model, device, sizes, memory) -> dict:
+    rows = []
+    for examples in sizes:
+        batch = random_batch(examples, device)
+        with Peak(device) as peak:
+            seconds, _ = seconds_of(lambda batch=batch: tangent_kernel(model, batch, memory=memory), device)
+        rows.append({"examples": examples, "seconds": seconds, "peak_bytes": peak.bytes, "peak_over_memory": peak.bytes / parse_size(memory)})
+        print(f"N = {examples}: {seconds:.1f} s, peak {peak.bytes / 2**30:.2f} GiB of {memory}", flush=True)
+    x, y = (torch.tensor([row[key] for row in rows]).double().log() for key in ("examples", "seconds"))
+    power = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+    print(f"time grows with N to the power {power:.2f}", flush=True)
+    return {"memory": memory, "rows": rows, "power": power}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--peers", action="store_true", help="compare with the peers at N = 32 and N = 8 (about ten minutes on two cores)")
+    parser.add_argument("--gram", type=int, nargs="?", const=250, help="compare with the plain Gram products, N = 250")
+    parser.add_argument("--growth", type=int, nargs="*", help="time and memory at these N; 100 250 500 1000 if none is given")
+    parser.add_argument("--memory", default="4GiB", help="budget for --gram and --growth")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="folder for tangent_kernel-<device>.json; what is there already is kept and updated")
+    arguments = parser.parse_args()
+    if not arguments.peers and arguments.gram is None and arguments.growth is None:
+        arguments.gram = 100
+    model = Classifier.from_pretrained("minilm", num_labels=CLASSES, seed=0).to(arguments.device).eval()
+    ours(model, random_batch(4, arguments.device))
+    found = {"environment": environment(), "threads": torch.get_num_threads()}
+    if arguments.peers:
+        found["peers"] = measure_peers(model, arguments.device, arguments.repeats)
+    if arguments.gram is not None:
+        found["gram"] = measure_gram(model, arguments.device, arguments.gram, arguments.memory)
+    if arguments.growth is not None:
+        found["growth"] = measure_growth(model, arguments.device, arguments.growth or [100, 250, 500, 1000], arguments.memory)
+    if arguments.output:
+        path = arguments.output / f"tangent_kernel-{arguments.device}.json"
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(before | found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
