@@ -22,8 +22,8 @@ from scipy.fft import dct, idct
 from .metrics import check_labels, check_logits, looks_like_probabilities
 from .temperature import fit_temperature as fit_temperature
 
-# %% ../nbs/40_calibration.ipynb #e558e4f0
-BLOCK_ENTRIES = 2**17  # numbers in a block; a few copies of it stay in the processor's cache
+# %% ../nbs/40_calibration.ipynb #c9b9614f
+BLOCK_ENTRIES = 2**18  # numbers in a block; a few copies of it stay in the processor's cache
 
 
 def logit_blocks(
@@ -47,7 +47,7 @@ def logit_blocks(
     if like_probabilities:
         raise ValueError("logits look like probabilities (rows nonnegative, summing to 1): pass the scores before softmax")
 
-# %% ../nbs/40_calibration.ipynb #21aa28e3
+# %% ../nbs/40_calibration.ipynb #56f36f77
 LOG2_E = 1.4426950408889634
 
 
@@ -56,14 +56,16 @@ def top_label(
     labels,  # (N,) integers in 0..C-1
 ) -> tuple[np.ndarray, np.ndarray]:  # confidence (N,) and correctness (N,), float64
     "Probability of the predicted class, and 1 where it is the label; ties go to the lowest class number."
-    parts = []
+    parts, scratch = [], None
     for block, block_labels in logit_blocks(logits, labels):
+        scratch = torch.empty_like(block) if scratch is None else scratch[: len(block)]
         largest = block.amax(dim=1, keepdim=True)
-        confidence = (block - largest).mul_(LOG2_E).exp2_().sum(dim=1).reciprocal_()
-        correct = block.gather(1, block_labels[:, None]).eq_(largest).squeeze(1)
-        tied = (correct.bool() & (confidence <= 0.5)).nonzero().squeeze(1)
-        correct[tied] = (block[tied].argmax(dim=1) == block_labels[tied]).to(correct.dtype)
-        parts.append(torch.stack([confidence, correct]))
+        torch.sub(block, largest, out=scratch).mul_(LOG2_E).exp2_()
+        confidence = scratch.sum(dim=1).reciprocal_()
+        correct = block.gather(1, block_labels[:, None]) == largest
+        if scratch.floor_().sum() != len(block):  # somewhere a second class has the largest logit, or nearly
+            correct = block.argmax(dim=1, keepdim=True) == block_labels[:, None]
+        parts.append(torch.stack([confidence, correct.squeeze(1).to(block.dtype)]))
     confidence, correct = torch.cat(parts, dim=1).double().numpy()
     return confidence, correct
 

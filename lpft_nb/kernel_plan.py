@@ -125,7 +125,7 @@ def saved_bytes(model, batch: dict[str, torch.Tensor]) -> int:
     del logits
     return sum(kept.values())
 
-# %% ../nbs/20c_kernel_plan.ipynb #ddd11a3a
+# %% ../nbs/20c_kernel_plan.ipynb #b2346b86
 def parts_of(model, rules: dict[str, str], pieces: dict, tokens: int) -> list[Part]:
     "Group parameters by the modules that they share, from the output down, with the bytes that their pieces take."
     holders, groups = owners(model, set(rules)), []
@@ -154,7 +154,7 @@ def parts_of(model, rules: dict[str, str], pieces: dict, tokens: int) -> list[Pa
         parts.append(Part(names, by_token, by_example, reserve))
     return parts
 
-
+# %% ../nbs/20c_kernel_plan.ipynb #c5c8c889
 def probe(
     model,  # a Classifier
     batch: dict[str, torch.Tensor],  # the examples

@@ -28,7 +28,7 @@ def relaxation(
     early = time / examples  # the limit of a rate of zero
     return torch.where(rates > 0, -torch.expm1(-rates * early) / rates.clamp(min=torch.finfo(rates.dtype).tiny), early)
 
-# %% ../nbs/25_linearized.ipynb #8bf04c03
+# %% ../nbs/25_linearized.ipynb #691a13cb
 def descend(
     logits: torch.Tensor,  # (N, C) float64, at the start
     matrix: torch.Tensor,  # (NC, NC) symmetric
@@ -46,7 +46,7 @@ def descend(
         coefficients.index_add_(0, batch, rate / len(batch) * residuals(now[batch], labels[batch]))
     return coefficients
 
-
+# %% ../nbs/25_linearized.ipynb #4ddc16c7
 def integrate(
     logits: torch.Tensor,  # (N, C) float64, at the start
     matrix: torch.Tensor,  # (NC, NC) symmetric
