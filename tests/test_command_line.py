@@ -220,7 +220,8 @@ def test_parameters_from_a_file(place, record):
 def test_sweep_files_name_known_parameters(path):
     from lpft_nb.experiments import check_parameters, find_experiment
 
-    name = "head_scale" if path.stem.startswith("head_scale") else "lp_ft"
+    name = next((name for name in ("head_scale", "tangent_kernel") if path.stem.startswith(name)), "lp_ft")
     parameters = check_parameters(find_experiment(name).parameters, command_line.parameters_of_file(str(path)))
-    assert len(parameters["seeds"]) == 5 and len(parameters["methods"]) == (2 if name == "head_scale" else 5)
+    assert len(parameters["methods"]) == {"lp_ft": 5, "head_scale": 2, "tangent_kernel": 4}[name]
+    assert name == "tangent_kernel" or len(parameters["seeds"]) == 5
     assert len(parameters.get("head_scale", [])) == (8 if name == "head_scale" else 0)
