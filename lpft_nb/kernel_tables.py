@@ -56,7 +56,7 @@ def kernel_table(paths: list[Path], solver: str = "rows") -> pd.DataFrame:
                           "FT ratio": "" if ratio is None else f"{ratio:.4f}"})
     return pd.DataFrame(lines).set_index(["task", "method", "kernel"])
 
-# %% ../nbs/28_kernel_results.ipynb #6e5d861d
+# %% ../nbs/28_kernel_results.ipynb #de9db4e0
 def spectra(paths: list[Path], axes=None):
     "Normalised singular values of P and of F, one line a method."
     axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)[1] if axes is None else axes
@@ -66,14 +66,14 @@ def spectra(paths: list[Path], axes=None):
         style = {name: style[name] for name in ("color", "linestyle", "label") if name in style}
         for panel, kernel in zip(axes, ("P", "F"), strict=True):
             values = arrays[f"spectrum/{kernel}"]
-            panel.plot(range(1, len(values) + 1), values.clamp(min=1e-12), **style)
+            panel.plot(range(1, len(values) + 1), values.clamp(min=1e-12).numpy(), **style)
     for panel, kernel in zip(axes, ("P", "F"), strict=True):
         panel.set(xscale="log", yscale="log", xlabel="index", title=kernel, ylim=(1e-8, 2))
     axes[0].set_ylabel("singular value / largest")
     axes[1].legend()
     return axes
 
-# %% ../nbs/28_kernel_results.ipynb #296eb3f3
+# %% ../nbs/28_kernel_results.ipynb #76c2637d
 def heat_maps(paths: list[Path]):
     "Trace norms of the class blocks of P and F among some training examples sorted by class, one column a method."
     figure, axes = plt.subplots(2, len(paths), figsize=(2.3 * len(paths) + 0.6, 4.4), squeeze=False)
@@ -83,7 +83,7 @@ def heat_maps(paths: list[Path]):
         for row, kernel in enumerate(("P", "F")):
             panel = axes[row, column]
             table = arrays[f"heat/{kernel}"]
-            panel.imshow(table / table.max(), cmap="viridis", vmin=0, vmax=1)
+            panel.imshow((table / table.max()).numpy(), cmap="viridis", vmin=0, vmax=1)
             panel.set(xticks=[], yticks=[], title=f"{kernel}, {record['method']}")
     figure.tight_layout()
     return figure
