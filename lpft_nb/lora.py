@@ -23,7 +23,7 @@ def lora_targets(backbone: nn.Module) -> tuple[str, ...]:
         if fused in names: return (fused,)
     raise ValueError(f"no query and value matrices found in {type(backbone).__name__}; name the modules to adapt with targets=(…), e.g. among {', '.join(sorted(names))}")
 
-# %% ../nbs/09a_lora.ipynb #36cb8b8c
+# %% ../nbs/09a_lora.ipynb #5476685f
 def inject_lora(backbone: nn.Module, r: int, alpha: float, targets: tuple[str, ...]) -> None:
     "Place rank-r adapters, scaled by α/r, beside the target matrices of a backbone (in place; A random, B zero)."
     from peft import LoraConfig, inject_adapter_in_model
@@ -44,6 +44,7 @@ def add_lora(model,  # a Classifier without adapters
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_lora(model.backbone, r, alpha, targets)
+    model.backbone.train(model.training)  # new modules start in training mode
     model.config.lora = dict(r=r, alpha=alpha, targets=list(targets))
     return targets
 
