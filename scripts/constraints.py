@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("offline", "book", "sweep", "dev")
 BUILD = ("setuptools", "wheel")
 LEFT_OUT = ("nvidia-", "cuda-", "triton")  # what torch adds for GPUs: each platform takes its own
+OTHER_PYTHONS = {  # what papermill takes on Python 3.12 alone, at the versions that were tried there
+    "aiohappyeyeballs": "2.7.1", "aiohttp": "3.14.5", "aiosignal": "1.4.0", "frozenlist": "1.8.0",
+    "multidict": "7.2.1", "propcache": "0.5.4", "yarl": "1.25.1",
+}
 HEADER = """\
 # The exact versions that the tests passed with (Python 3.11). Made by scripts/constraints.py.
 # torch stands without a local label: a build for CPU or for CUDA satisfies it alike.
@@ -59,7 +63,7 @@ def closure(requirements: list[Requirement]) -> dict[str, str]:
 
 def constraints_text() -> str:
     """The content of constraints.txt for this environment."""
-    versions = closure(declared(read_settings()) + [Requirement(name) for name in BUILD])
+    versions = OTHER_PYTHONS | closure(declared(read_settings()) + [Requirement(name) for name in BUILD])
     return HEADER + "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
 
 
