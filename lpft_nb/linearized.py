@@ -94,7 +94,7 @@ def integrate(
         raise RuntimeError(f"the flow could not be followed to time {time:g}: {found.message}; take a shorter time or a larger tolerance")
     return torch.from_numpy(found.y[:, -1]).reshape(shape)
 
-# %% ../nbs/25_linearized.ipynb #4c3a84c4
+# %% ../nbs/25_linearized.ipynb #913e8d8e
 class LinearizedModel:
     "A network to first order around its start, equation (eq-linearised), trained through its kernel."
 
@@ -111,24 +111,21 @@ class LinearizedModel:
         self.rounding = default_threshold(kernel_train)
         self.coefficients: torch.Tensor | None = None
 
-    def _labels(self, labels) -> torch.Tensor:
-        return check_logits(self.logits, labels)[1]
-
     def fit_squared(self, labels, ridge: float = 0.0, time: float | None = None) -> "LinearizedModel":
         "Squared loss on one-hot targets in closed form, equation (eq-squared-flow); `time` None is the end."
-        self.coefficients = solve_squared(self.logits, self.matrix, self._labels(labels), ridge, time, self.rounding)
+        self.coefficients = solve_squared(self.logits, self.matrix, check_logits(self.logits, labels)[1], ridge, time, self.rounding)
         return self
 
     def flow(self, labels, time: float, tolerance: float = 1e-8) -> "LinearizedModel":
         "Cross-entropy by gradient flow up to `time` = learning rate · steps."
         if not 0 <= time < math.inf:
             raise ValueError(f"time must be a finite number >= 0, got {time!r}: on separable data the flow never ends")
-        self.coefficients = integrate(self.logits, self.matrix, self._labels(labels), time, tolerance)
+        self.coefficients = integrate(self.logits, self.matrix, check_logits(self.logits, labels)[1], time, tolerance)
         return self
 
     def descend(self, labels, learning_rates: list[float], batches=None) -> "LinearizedModel":
         "Cross-entropy by gradient steps, one learning rate a step; batches: index tensors, None is full batch."
-        self.coefficients = descend(self.logits, self.matrix, self._labels(labels), list(learning_rates), batches)
+        self.coefficients = descend(self.logits, self.matrix, check_logits(self.logits, labels)[1], list(learning_rates), batches)
         return self
 
     def predict(self, logits, kernel_cross) -> torch.Tensor:  # (M, C) logits after training
