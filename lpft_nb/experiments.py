@@ -110,7 +110,7 @@ def convert(
             return _convert_one(value, option)
     raise TypeError(f"expected {kind}")
 
-# %% ../nbs/11_experiments.ipynb #cac5b091
+# %% ../nbs/11_experiments.ipynb #640836f1
 def _positive(value: float) -> str | None:
     return None if 0 < value < math.inf else "a positive number"
 
@@ -137,6 +137,8 @@ def _seeds(value: list[int]) -> str | None:
     return _distinct(value) or (None if all(0 <= seed < 2**32 for seed in value) else "numbers from 0 to 2³² − 1")
 
 
+
+# %% ../nbs/11_experiments.ipynb #ef23e252
 def _factors(value: list[float]) -> str | None:
     return _distinct(value) or (None if all(0 < factor < math.inf for factor in value) else "positive numbers")
 

@@ -126,7 +126,7 @@ def rule_table(model, probed: Probe) -> pandas.DataFrame:
     frame["share"] = frame["parameters"] / max(int(frame["parameters"].sum()), 1)
     return frame.sort_values("parameters", ascending=False)
 
-# %% ../nbs/21_tangent_kernel.ipynb #6cd679f7
+# %% ../nbs/21_tangent_kernel.ipynb #144e2cc4
 def unchanged(name: str, found):
     "Exact: captured gradients stay as they are."
     return found
@@ -143,6 +143,9 @@ def capture(model, side: Side, examples: range, rules: dict[str, str], chunk: in
         pieces |= explicit_gradients(model, batch, explicit) if explicit else {}
         for name, one in pieces.items():
             found[name].append(transform(name, one))
+    partly = [name for name, held in found.items() if held and sum(len(one) for one in held) != len(examples)]
+    if partly:
+        raise KernelError(f"{partly[0]} is used for some batches and not for others: its gradients have no rule here; freeze it")
     return found
 
 # %% ../nbs/21_tangent_kernel.ipynb #33d5fae7
@@ -196,12 +199,12 @@ class Store:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
-# %% ../nbs/21_tangent_kernel.ipynb #6db4022a
+# %% ../nbs/21_tangent_kernel.ipynb #08b78c3d
 def contract(left: dict[str, list], right: dict[str, list] | None, names: list[str], labels: dict, spot, accumulators, workspace: int) -> None:
     "Add the inner products of some parameters to the shares of F that they belong to."
     rows, columns = spot
     for name in names:
-        if left[name]:
+        if left[name] and (right is None or right[name]):
             out = accumulators[labels[name]][rows, columns]
             add_inner_products(left[name], None if right is None else right[name], out, workspace)
 

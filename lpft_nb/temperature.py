@@ -75,7 +75,7 @@ def best_sharpness(
             return sharpness
         sharpness, previous = sharpness + step, step
 
-# %% ../nbs/41_temperature.ipynb #59af777b
+# %% ../nbs/41_temperature.ipynb #c0f6a9a5
 TEMPERATURE_RANGE = 1000.0  # the temperature lies within this factor of the logits' size
 
 
@@ -98,7 +98,7 @@ class Temperature:
         "(N, C) logits / T, in the type of the logits."
         return torch.as_tensor(logits) / self.temperature
 
-
+# %% ../nbs/41_temperature.ipynb #f92d85db
 def temperature_scaling(
     logits,  # (N, C) raw scores of the fitting split
     labels,  # (N,) integers in 0..C-1, at least two classes
