@@ -110,7 +110,7 @@ def convert(
             return _convert_one(value, option)
     raise TypeError(f"expected {kind}")
 
-# %% ../nbs/11_experiments.ipynb #640836f1
+# %% ../nbs/11_experiments.ipynb #9fa3a190
 def _positive(value: float) -> str | None:
     return None if 0 < value < math.inf else "a positive number"
 
@@ -135,8 +135,6 @@ def _methods(value: list[str]) -> str | None:
 
 def _seeds(value: list[int]) -> str | None:
     return _distinct(value) or (None if all(0 <= seed < 2**32 for seed in value) else "numbers from 0 to 2³² − 1")
-
-
 
 # %% ../nbs/11_experiments.ipynb #ef23e252
 def _factors(value: list[float]) -> str | None:
@@ -171,36 +169,21 @@ def _seed(value: int) -> str | None:
 def _text(value: str) -> str | None:
     return None if value.strip() else "some text"
 
-# %% ../nbs/11_experiments.ipynb #bfa98e54
+# %% ../nbs/11_experiments.ipynb #7ce7efa4
+_COUNTS = ("epochs", "learning_rate", "head_learning_rate", "batch_size", "gradient_accumulation", "max_length", "max_train",
+           "max_kernel_train", "max_test", "lora_r", "lora_alpha", "bins", "resamples")
 RULES: dict[str, Callable[[Any], str | None]] = {
-    "task": _text,
-    "model": _text,
-    "output": _text,
+    **dict.fromkeys(_COUNTS, _positive),
+    **dict.fromkeys(("task", "model", "output", "records"), _text),
+    **dict.fromkeys(("seed", "bootstrap_seed"), _seed),
+    **dict.fromkeys(("head_scale", "head_factors"), _factors),
     "methods": _methods,
     "seeds": _seeds,
-    "epochs": _positive,
-    "learning_rate": _positive,
-    "head_learning_rate": _positive,
-    "batch_size": _positive,
-    "gradient_accumulation": _positive,
-    "max_length": _positive,
-    "max_train": _positive,
-    "max_kernel_train": _positive,
-    "max_test": _positive,
     "solvers": _solvers,
     "memory": _size,
-    "lora_r": _positive,
-    "lora_alpha": _positive,
-    "seed": _seed,
-    "head_scale": _factors,
-    "head_factors": _factors,
-    "records": _text,
     "source": _distinct,
     "repairs": _repairs,
-    "bins": _positive,
-    "resamples": _positive,
     "level": _share,
-    "bootstrap_seed": _seed,
     "pooling": _one_of("cls", "last", "mean"),
     "device": _one_of("auto", "cpu", "cuda"),
     "dtype": _one_of("auto", "float32", "bfloat16"),
