@@ -337,7 +337,7 @@ def requested_runs(
     return [(method, seed, settings_of(parameters, method) | scale)
             for seed in parameters["seeds"] for method in parameters["methods"] for scale in scales]
 
-# %% ../nbs/11_experiments.ipynb #6d83632c
+# %% ../nbs/11_experiments.ipynb #e41751fb
 ANALYSES = {  # experiments that train nothing -> their module, with `plan(parameters) -> list[Run]`
     "calibration": "lpft_nb.calibration_runs",
     "tangent_kernel": "lpft_nb.kernel_runs",
@@ -372,7 +372,7 @@ class Run:
             logger.warning("a record is not used: %s", error)
             return "to run"
 
-
+# %% ../nbs/11_experiments.ipynb #ca912280
 def stages_of(method: str, settings: dict[str, Any]) -> list:
     "The stages of a method with these settings; a head scale comes just before the training stage."
     from lpft_nb.stages import FineTune, LinearProbe, LoRA, ScaleHead, method_stages

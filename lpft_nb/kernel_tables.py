@@ -73,7 +73,7 @@ def spectra(paths: list[Path], axes=None):
     axes[1].legend()
     return axes
 
-# %% ../nbs/28_kernel_results.ipynb #76c2637d
+# %% ../nbs/28_kernel_results.ipynb #189cf6fc
 def heat_maps(paths: list[Path]):
     "Trace norms of the class blocks of P and F among some training examples sorted by class, one column a method."
     figure, axes = plt.subplots(2, len(paths), figsize=(2.3 * len(paths) + 0.6, 4.4), squeeze=False)
@@ -85,5 +85,4 @@ def heat_maps(paths: list[Path]):
             table = arrays[f"heat/{kernel}"]
             panel.imshow((table / table.max()).numpy(), cmap="viridis", vmin=0, vmax=1)
             panel.set(xticks=[], yticks=[], title=f"{kernel}, {record['method']}")
-    figure.tight_layout()
     return figure
