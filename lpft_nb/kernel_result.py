@@ -15,11 +15,11 @@ import torch
 from .cache import content_hash, read_tensors, write_tensors
 from .gradient_factors import KernelError, kernel_parameters, move_padding_right
 
-# %% ../nbs/20d_kernel_result.ipynb #77629346
+# %% ../nbs/20d_kernel_result.ipynb #ab076d52
 def example_ids(batch: dict[str, torch.Tensor]) -> list[str]:
     "16 hex digits for each example, from its real tokens: the same whatever the padding."
     batch = move_padding_right({name: table.cpu() for name, table in batch.items()})
-    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    lengths = batch["attention_mask"].long().sum(dim=1).tolist()
     names = sorted(batch)
     return [content_hash({name: batch[name][n, :length] for name in names})[:16] for n, length in enumerate(lengths)]
 

@@ -286,7 +286,7 @@ def feature_gram(model, sides: list[Side], chunk: int) -> torch.Tensor:
     gram = mirrored(gram) if len(sides) == 1 else gram
     return gram + 1 if head.bias is not None and head.bias.requires_grad else gram
 
-# %% ../nbs/21_tangent_kernel.ipynb #54b9b04b
+# %% ../nbs/21_tangent_kernel.ipynb #4e81a509
 def check_request(model, batch_a: dict, batch_b: dict | None, by: str | None) -> None:
     "Refuse what would give a wrong or an empty kernel, before any work."
     check_model(model)
@@ -304,6 +304,8 @@ def check_request(model, batch_a: dict, batch_b: dict | None, by: str | None) ->
             raise KernelError(f"expected only {', '.join(MODEL_INPUTS)}, (N, T) each, got {', '.join(wrong)}; leave labels out")
     if batch_b is not None and set(batch_a) != set(batch_b):
         raise KernelError(f"expected the same columns on both sides, got {sorted(batch_a)} and {sorted(batch_b)}")
+    if model.head.in_features != model.config.hidden_size:
+        raise KernelError(f"the head expects {model.head.in_features} features, the backbone has {model.config.hidden_size}; rebuild the head")
     if any(own is other for own in model.head.parameters() for other in model.backbone.parameters()):
         raise KernelError("head and backbone share a parameter, so P + F is not the whole kernel; give the head its own copy")
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -108,6 +108,17 @@ def test_values_by_hand():
     assert found["debiased_ece"] == pytest.approx(math.sqrt(0.5 * 0.04 + 0.5 * (0.01 - 0.25)) if 0.02 - 0.12 > 0 else 0)
 
 
+def test_a_value_on_an_edge_belongs_to_the_lower_bin_and_zero_to_the_first():
+    assert calibration.bin_numbers(np.array([0.0, 1e-9, 0.25, 0.2500001, 0.5, 0.75, 1.0]), 4).tolist() == [0, 0, 0, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_go_to_the_lowest_class_number(dtype):
+    logits = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 1.0, 1.0]], dtype=dtype)
+    labels = torch.tensor([0, 1, 2, 0])
+    assert top_label(logits, labels)[1].tolist() == per_example(logits, labels).correct.tolist() == [1, 0, 0, 1]
+
+
 def test_ece_against_torchmetrics():
     functional = pytest.importorskip("torchmetrics.functional.classification", reason="torchmetrics (extra `dev`) is not installed")
     for classes, factor in ((2, 1.0), (5, 3.0)):

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import build_tiny_model
-from kernel_oracle import OTHERS, TEXTS, distance, oracle
+from kernel_oracle import OTHERS, TEXTS, distance
 from lpft_nb.cache import write_tensors
 from lpft_nb.contractions import add_by_tokens, add_by_writing_out, add_gram, add_inner_products
 from lpft_nb.gradient_factors import (
-    Factors, KernelError, Rows, Vectors, cropped, dense, explicit_gradients, gradient_pieces, keep_active, kernel_parameters, rules_of,
+    Factors, KernelError, Rows, Vectors, cropped, dense, explicit_gradients, gradient_pieces, keep_active, kernel_parameters,
 )
 from lpft_nb.kernel_plan import probe, probe_batch
 from lpft_nb.kernel_result import TangentKernel, as_matrix, block, model_hash, trace_over_classes
@@ -181,7 +181,7 @@ def test_projection_does_not_depend_on_the_split_of_a_batch():
 @pytest.mark.parametrize("requested", [0.5, 0.1])
 def test_projected_kernel_reaches_the_error_asked_for(requested):
     model = build_tiny_model("bert", backbone=dict(hidden_size=32, intermediate_size=128))
-    a, b = model.tokenize(TEXTS * 3), model.tokenize(OTHERS)
+    a, b = model.tokenize(TEXTS * 2), model.tokenize(OTHERS)
     for sides in ((a,), (a, b)):
         exact, near = quick(model, *sides), quick(model, *sides, relative_error=requested)
         assert 0 <= near.relative_error <= requested and exact.relative_error is None
@@ -233,7 +233,7 @@ def test_round_trip_and_refusals(kernel, tmp_path):
     model, a, b, found = kernel
     path = found.save(tmp_path / "kernel.safetensors")
     back = TangentKernel.load(path, model, a, b)
-    assert list(back.shares) == sorted(found.shares) or set(back.shares) == set(found.shares)
+    assert set(back.shares) == set(found.shares)
     for label in found.shares: assert torch.equal(back.shares[label], found.shares[label])
     assert torch.equal(back.gram, found.gram) and torch.equal(back.pretrain_effective, found.pretrain_effective) and back.relative_error is None
     torch.testing.assert_close(back.total, found.total)
