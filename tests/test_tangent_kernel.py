@@ -578,7 +578,7 @@ if __name__ == "__main__": main(*sys.argv[1:])
 def test_a_model_that_mixes_examples_is_refused(tiny_model, monkeypatch):
     model = tiny_model("bert")
     alone = model.features
-    monkeypatch.setattr(model, "features", lambda **batch: alone(**batch) + 0.1 * alone(**batch).mean(dim=0))
+    monkeypatch.setattr(model, "features", lambda *batch, **named: alone(*batch, **named) + 0.1 * alone(*batch, **named).mean(dim=0))
     with pytest.raises(KernelError, match="with padding or with the other examples"):
         tangent_kernel(model, model.tokenize(["the cat sat", "a dog ran over the small matrix"]), quiet=True)
 
