@@ -8,7 +8,7 @@ __all__ = ['MARKER', 'epoch_order', 'padding_share', 'EncodedDataset', 'EpochSam
            'TrainingPlan', 'training_arguments', 'quiet_files', 'Progress', 'history_rows', 'collate',
            'validation_metrics', 'train']
 
-# %% ../nbs/09_fine_tuning.ipynb #ecf5a73a
+# %% ../nbs/09_fine_tuning.ipynb #b001c9df
 import contextlib, json, math, os, sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
+from .classifier import HEAD_STANDARD_DEVIATION
 from .metrics import classification_metrics
 
 # %% ../nbs/09_fine_tuning.ipynb #40779a75
@@ -153,14 +154,18 @@ def last_checkpoint(folder: Path) -> Path | None:
     found = [path.parent for path in Path(folder).glob(f"checkpoint-*/{MARKER}")]
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 
-# %% ../nbs/09_fine_tuning.ipynb #c88dccc1
+# %% ../nbs/09_fine_tuning.ipynb #1844ba4d
 class DivergenceError(RuntimeError):
     "The training loss became NaN or infinite, or grew far beyond its start."
 
 
 class DivergenceCheck:
-    "Looks at every step's loss; raises `DivergenceError` on a non-finite one, or when the mean of 20 exceeds 10 × max(start, ln C)."
-    def __init__(self, classes: int): self.floor, self.recent, self.start = math.log(max(classes, 2)), [], None
+    """Looks at every step's loss; raises `DivergenceError` on a non-finite one, or when the mean of 20 exceeds 10 × max(start, r ln C).
+
+    r is the head's norm over that of a random head, at least 1: with a large head a single wrong answer costs many nats.
+    """
+    def __init__(self, classes: int, head_ratio: float = 1.0):
+        self.floor, self.recent, self.start = math.log(max(classes, 2)) * max(head_ratio, 1.0), [], None
 
     def __call__(self, loss: float, step: int, learning_rate: float):
         self.recent = (self.recent + [loss])[-20:]
@@ -171,12 +176,14 @@ class DivergenceCheck:
                               "Expected a finite loss of about its start or less. Lower the learning rate (try a tenth), "
                               "or check the weights and inputs for NaN; in bfloat16 try dtype='float32'.")
 
-# %% ../nbs/09_fine_tuning.ipynb #13c6f29e
+# %% ../nbs/09_fine_tuning.ipynb #2a32391d
 class StageTrainer(Trainer):
     "The Hugging Face Trainer with `EpochSampler`, the head norm ‖V‖_F in each log entry and a `DivergenceCheck`."
     def __init__(self, *args, sampler: EpochSampler, **kwargs):
         super().__init__(*args, **kwargs)
-        self.sampler, self.check = sampler, DivergenceCheck(self.model.config.num_labels)
+        weight = self.model.head.weight.detach().float()
+        ratio = weight.norm().item() / (HEAD_STANDARD_DEVIATION * weight.numel() ** 0.5)
+        self.sampler, self.check = sampler, DivergenceCheck(self.model.config.num_labels, ratio)
 
     def _get_train_sampler(self, train_dataset=None): return self.sampler
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from lpft_nb.classifier import Classifier
-from lpft_nb.fine_tuning import (DivergenceError, EncodedDataset, TrainingPlan, collate, epoch_order, last_checkpoint,
+from lpft_nb.fine_tuning import (DivergenceCheck, DivergenceError, EncodedDataset, TrainingPlan, collate, epoch_order, last_checkpoint,
                                  padding_share, parameter_groups, train)
 
 SCRIPT = Path(__file__).parent / "train_script.py"
@@ -271,3 +271,14 @@ def test_killed_run_ends_with_the_same_numbers(tmp_path):
     assert "resumed from step" in output
     assert torch.equal(whole["losses"], cut["losses"]) and torch.equal(whole["logits"], cut["logits"])
     for name in whole["weights"]: assert torch.equal(whole["weights"][name], cut["weights"][name]), name
+
+
+def test_a_large_head_may_lose_many_nats_without_diverging():
+    losses = [0.0] + [50.0] * 25
+    with pytest.raises(DivergenceError):
+        check = DivergenceCheck(3)
+        for step, loss in enumerate(losses): check(loss, step, 1e-3)
+    check = DivergenceCheck(3, head_ratio=100)
+    for step, loss in enumerate(losses): check(loss, step, 1e-3)
+    with pytest.raises(DivergenceError):
+        for step in range(25): check(2e4, step, 1e-3)
