@@ -79,7 +79,7 @@ def with_peak(run) -> tuple[float, float]:
     before = process.memory_info().rss
 
     def watch():
-        while not done.wait(0.002):
+        while not done.wait(0.01):
             peak[0] = max(peak[0], process.memory_info().rss)
 
     watcher = threading.Thread(target=watch)
