@@ -39,6 +39,15 @@ def quoted(match: re.Match) -> str:
     return "\n".join(f"> {line}".rstrip() for line in lines)
 
 
+FIGURE_BLOCK = re.compile(r"^```\{figure\} (\S+)\n:alt: (.+)\n\n(.+?)\n```$", re.MULTILINE | re.DOTALL)
+
+
+def pictured(match: re.Match) -> str:
+    """A MyST figure as a picture with its caption below."""
+    path, alternative, caption = match.groups()
+    return f"![{alternative}]({path})\n\n*{caption}*"
+
+
 def link_from_root(match: re.Match) -> str:
     """A link written in nbs/, as it reads one folder higher."""
     target = match.group(1)
@@ -48,7 +57,7 @@ def link_from_root(match: re.Match) -> str:
 def markdown_text(source: str, bibliography: BibliographyData) -> str:
     """A prose cell in GitHub's Markdown."""
     source = CITATION.sub(lambda match: ", ".join(cited(key.strip(), bibliography) for key in match.group(1).split(",")), source)
-    return LINK.sub(link_from_root, ADMONITION.sub(quoted, source))
+    return LINK.sub(link_from_root, ADMONITION.sub(quoted, FIGURE_BLOCK.sub(pictured, source)))
 
 
 def code_text(cell: dict) -> str:
