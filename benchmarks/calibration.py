@@ -11,19 +11,19 @@ import os
 import platform
 import statistics
 import sys
-import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import torch
+from measuring import Peak, interleaved
 from netcal.metrics import ECE
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lpft_nb.bootstrap import METRIC_NAMES, bootstrap_intervals
+from lpft_nb.cache import write_atomically
 from lpft_nb.calibration import calibration_metrics, classwise_calibration_error, expected_calibration_error
 
 BINS, SEED, LARGE_CLASSES = 15, 0, 1000
@@ -39,18 +39,6 @@ def draw(rows: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
         agree = torch.rand(len(labels[part]), generator=generator) < 0.5
         labels[part] = torch.where(agree, logits[part].argmax(dim=1), labels[part])
     return logits, labels
-
-
-def interleaved(repeats: int, **work) -> dict[str, list[float]]:
-    """Seconds of each piece of work, `repeats` times in turn, after one unmeasured round."""
-    seconds = {name: [] for name in work}
-    for turn in range(repeats + 1):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def compare(rows: int, classes: int, repeats: int) -> list[dict]:
@@ -73,25 +61,6 @@ def compare(rows: int, classes: int, repeats: int) -> list[dict]:
     ]
 
 
-def with_peak(run) -> tuple[float, float]:
-    """Seconds of a call, and the largest resident memory during it above that before it, in MiB."""
-    process, peak, done = psutil.Process(), [0], threading.Event()
-    before = process.memory_info().rss
-
-    def watch():
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    return seconds, max(0, max(peak[0], process.memory_info().rss) - before) / 2**20
-
-
 def large(rows: int) -> list[dict]:
     """Time and memory above the input of many rows with 1,000 classes."""
     logits, labels = draw(rows, LARGE_CLASSES)
@@ -105,16 +74,12 @@ def large(rows: int) -> list[dict]:
     }
     found = []
     for name, run in work.items():
-        seconds, peak = with_peak(run)
-        found.append({"what": f"{name}: {size}", "seconds": round(seconds, 2), "MiB above the input": round(peak, 1)})
+        with Peak() as peak:
+            start = time.perf_counter()
+            run()
+            seconds = time.perf_counter() - start
+        found.append({"what": f"{name}: {size}", "seconds": round(seconds, 2), "MiB above the input": round(peak.bytes / 2**20, 1)})
     return found
-
-
-def write(record: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def main() -> int:
@@ -143,7 +108,7 @@ def main() -> int:
     }
     for row in rows:
         print(f"  {row['what']}: " + ", ".join(f"{key} {value:.5g}" for key, value in row.items() if key != "what"))
-    write(record, options.output)
+    write_atomically(options.output, (json.dumps(record, indent=1) + "\n").encode())
     print(f"written to {options.output}")
     return 0
 

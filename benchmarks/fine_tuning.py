@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import lpft_nb.fine_tuning as fine_tuning
+from lpft_nb.cache import write_atomically
 from lpft_nb.classifier import Classifier
 from lpft_nb.fine_tuning import EncodedDataset, TrainingPlan, collate, epoch_order, padding_share, parameter_groups, train
 from lpft_nb.records import environment
@@ -108,10 +109,7 @@ def main() -> None:
     for row in rows:
         print(json.dumps(row))
     report = {"command": "python benchmarks/fine_tuning.py --model " + arguments.model, "rows": rows, **environment()}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arguments.output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(temporary, arguments.output)
+    write_atomically(arguments.output, (json.dumps(report, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -12,18 +12,19 @@ import os
 import platform
 import statistics
 import sys
-import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import interleaved
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 
+from lpft_nb.cache import write_atomically
 from lpft_nb.linear_probe import cross_validate, fit_logistic, fit_probe, probe_path
 
 SHAPE, FOLDS, SEED = (2241, 384), 5, 0
@@ -54,18 +55,6 @@ def scikit_learn(features: np.ndarray, labels: np.ndarray) -> LogisticRegression
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # its default of 100 iterations is not enough here
         return probe.fit(features, labels)
-
-
-def interleaved(repeats: int, **work) -> dict[str, list[float]]:
-    """Seconds of each piece of work, `repeats` times in turn, after one unmeasured round."""
-    seconds = {name: [] for name in work}
-    for turn in range(repeats + 1):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def objective_gap(features: torch.Tensor, labels: torch.Tensor, penalty: float) -> float:
@@ -102,13 +91,6 @@ def measure(features, labels, epochs: int, repeats: int) -> list[dict]:
     return rows
 
 
-def write(record: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default=os.environ.get("LPFT_DATA"), help="folder that holds rte/ (default: LPFT_DATA)")
@@ -135,7 +117,7 @@ def main() -> int:
     for row in rows:
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "what" and math.isfinite(value))
         print(f"  {row['what']}: {numbers}")
-    write(record, options.output)
+    write_atomically(options.output, (json.dumps(record, indent=1) + "\n").encode())
     print(f"written to {options.output}")
     return 0
 

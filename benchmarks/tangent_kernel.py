@@ -15,13 +15,13 @@ Every peer's kernel is compared with ours: a fast wrong answer does not count.
 
 import argparse
 import json
-import threading
 import time
 from pathlib import Path
 
 import torch
+from measuring import Peak
 
-from lpft_nb.cache import parse_size
+from lpft_nb.cache import parse_size, write_atomically
 from lpft_nb.classifier import Classifier
 from lpft_nb.records import environment
 from lpft_nb.tangent_kernel import tangent_kernel
@@ -135,40 +135,6 @@ def gemm_rate(device: str, size: int = 4096) -> float:
     return 2.0 * size**3 / seconds
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-class Peak:
-    "Highest resident set (or GPU memory) over the starting point while a block runs."
-
-    def __init__(self, device: str):
-        self.device = device
-
-    def __enter__(self):
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self.start = torch.cuda.memory_allocated()
-            return self
-        self.start, self.highest, self.done = resident(), resident(), False
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def watch(self):
-        while not self.done:
-            self.highest = max(self.highest, resident())
-            time.sleep(0.002)
-
-    def __exit__(self, *_):
-        if self.device == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated() - self.start
-            return
-        self.done = True
-        self.thread.join()
-        self.bytes = self.highest - self.start
-
-
 def agreement(kernel, reference) -> float:
     return float((kernel - reference).norm() / reference.norm())
 
@@ -237,7 +203,7 @@ def main():
     if arguments.output:
         path = arguments.output / f"tangent_kernel-{arguments.device}.json"
         before = json.loads(path.read_text()) if path.is_file() else {}
-        path.write_text(json.dumps(before | found, indent=1) + "\n")
+        write_atomically(path, (json.dumps(before | found, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

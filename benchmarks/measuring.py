@@ -1,0 +1,49 @@
+"""What the benchmarks share: work timed in turn, and the memory that a block of work takes."""
+
+import threading
+import time
+
+import psutil
+import torch
+
+
+def interleaved(repeats: int, **work) -> dict[str, list[float]]:
+    """Seconds of each piece of work, `repeats` times in turn, after one unmeasured round."""
+    seconds = {name: [] for name in work}
+    for turn in range(repeats + 1):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+class Peak:
+    """Highest resident set (on a GPU: allocated memory) over that at the start of a block, in `bytes` after it."""
+
+    def __init__(self, device: str = "cpu"):
+        self.device = device
+
+    def __enter__(self):
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+            return self
+        self.process, self.over = psutil.Process(), threading.Event()
+        self.start = self.highest = self.process.memory_info().rss
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def watch(self) -> None:
+        while not self.over.wait(0.005):
+            self.highest = max(self.highest, self.process.memory_info().rss)
+
+    def __exit__(self, *_):
+        if self.device == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated() - self.start
+            return
+        self.over.set()
+        self.thread.join()
+        self.bytes = max(self.highest, self.process.memory_info().rss) - self.start
