@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KernelError', 'check_model', 'kernel_parameters', 'owners', 'rule_of', 'inputs_first', 'rules_of', 'Use', 'recorded',
-           'tokens', 'class_cotangents', 'keep_active', 'Factors', 'Rows', 'Vectors', 'normalised', 'piece',
-           'masked_ids', 'cropped', 'gradient_pieces', 'check_uses', 'explicit_gradients', 'dense']
+           'tokens', 'class_cotangents', 'keep_active', 'Factors', 'Rows', 'Vectors', 'no_gradients', 'normalised',
+           'piece', 'masked_ids', 'cropped', 'gradient_pieces', 'check_uses', 'explicit_gradients', 'dense']
 
 # %% ../nbs/20_gradient_factors.ipynb #7dcb3c41
 from contextlib import contextmanager
@@ -22,6 +22,10 @@ class KernelError(ValueError):
 
 def check_model(model: nn.Module) -> None:
     "Refuse a model in training mode (dropout would be averaged over in silence) and one that holds NaN."
+    if torch.is_inference_mode_enabled() or any(parameter.is_inference() for parameter in model.parameters()):
+        raise KernelError("expected gradients to be possible, but the model or this code is in torch.inference_mode; leave it, or build the model outside of it")
+    if any(torch.is_autocast_enabled(device.type) for device in {parameter.device for parameter in model.parameters()} if device.type != "meta"):
+        raise KernelError("expected full precision, but torch.autocast is on and would round every gradient; leave it here")
     training = [name or "the model itself" for name, module in model.named_modules() if module.training]
     if training:
         raise KernelError(
@@ -122,7 +126,7 @@ def class_cotangents(logits: torch.Tensor, outputs: list[torch.Tensor]) -> list[
 
 def keep_active(given: torch.Tensor, cotangent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "Drop tokens at which no logit depends on the output: padding, and all that pooling does not read."
-    active = (cotangent != 0).any(dim=3).any(dim=1)
+    active = ((cotangent.amax(dim=3) != 0) | (cotangent.amin(dim=3) != 0)).any(dim=1)
     longest = max(int(active.sum(dim=1).max()), 1)
     if longest == active.shape[1]:
         return given, cotangent
@@ -162,6 +166,16 @@ class Vectors:
 
     def __len__(self):
         return len(self.gradient)
+
+
+def no_gradients(like: Factors | Rows | Vectors, examples: int) -> Factors | Rows | Vectors:
+    "The piece of examples that do not use a parameter which others use."
+    if isinstance(like, Vectors):
+        return Vectors(like.gradient.new_zeros(examples, *like.gradient.shape[1:]))
+    cotangent = like.cotangent.new_zeros(examples, like.cotangent.shape[1], 1, like.cotangent.shape[3])
+    if isinstance(like, Rows):
+        return Rows(like.ids.new_full((examples, 1), -1), cotangent)
+    return Factors(like.given.new_zeros(examples, 1, like.given.shape[2]), cotangent, like.inputs_first)
 
 # %% ../nbs/20_gradient_factors.ipynb #7b72aeb3
 def normalised(use: Use) -> torch.Tensor:

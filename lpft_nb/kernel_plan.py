@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'take_rows', 'probe_batch', 'without_rows', 'joined', 'check_company', 'disagreeing', 'Part', 'Probe',
-           'saved_bytes', 'parts_of', 'probe', 'Plan', 'gemm_rate', 'stretched', 'gram_flops', 'held_bytes', 'packed',
-           'block_sizes']
+           'saved_bytes', 'shapes_of', 'parts_of', 'probe', 'Plan', 'gemm_rate', 'stretched', 'gram_flops',
+           'held_bytes', 'packed', 'block_sizes']
 
 # %% ../nbs/20c_kernel_plan.ipynb #a3de2140
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import pandas
 import torch
 from .cache import format_size
 from .contractions import flops_by_tokens, flops_by_writing_out
 from lpft_nb.gradient_factors import (
     Factors, KernelError, Rows, Vectors, check_uses, cropped, dense, explicit_gradients, gradient_pieces, kernel_parameters,
-    owners, recorded, rules_of,
+    normalised, owners, recorded, rules_of,
 )
 
 # %% ../nbs/20c_kernel_plan.ipynb #7c065930
@@ -34,7 +34,7 @@ def probe_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 # %% ../nbs/20c_kernel_plan.ipynb #0dae3d94
 def without_rows(model, rules: dict[str, str], batch: dict[str, torch.Tensor]) -> dict[str, str]:
-    "Parameters whose modules do not return one row an example (tables of relative positions), with the reason."
+    "Parameters whose modules do not return one row an example (tables of relative positions), or take more than one input, with the reason."
     structured = {name: rule for name, rule in rules.items() if rule != "explicit"}
     holders, refused = owners(model, set(structured)), {}
     wanted = {id(module): module for modules in holders.values() for module in modules}
@@ -45,6 +45,12 @@ def without_rows(model, rules: dict[str, str], batch: dict[str, torch.Tensor]) -
             check_uses(model, [use], len(batch["input_ids"]))
         except (KernelError, TypeError, AttributeError):
             refused |= {name: "shared by all examples" for name in structured if any(use.module is m for m in holders[name])}
+            continue
+        scales = [name for name, rule in structured.items() if rule == "scale" and any(use.module is m for m in holders[name])]
+        try:
+            _ = normalised(use) if scales else None
+        except (TypeError, ValueError, RuntimeError):
+            refused |= dict.fromkeys(scales, "its module needs more than one input")
     return refused
 
 
@@ -117,7 +123,7 @@ class Probe:
     rules: dict[str, str]
     reasons: dict[str, str]  # explicit parameters and why
     parts: list[Part]
-    pieces: dict  # of the probe batch
+    pieces: dict  # of the probe batch, shapes only
     tokens: int  # length of the probe batch
     graph_bytes_per_token: float
     seconds_per_token: float
@@ -138,6 +144,11 @@ def saved_bytes(model, batch: dict[str, torch.Tensor]) -> int:
         logits = model(**batch).logits
     del logits
     return sum(kept.values())
+
+
+def shapes_of(found):
+    "A piece without its numbers."
+    return replace(found, **{name: table.to("meta") for name, table in vars(found).items() if isinstance(table, torch.Tensor)})
 
 # %% ../nbs/20c_kernel_plan.ipynb #b2346b86
 def parts_of(model, rules: dict[str, str], pieces: dict, tokens: int) -> list[Part]:
@@ -194,7 +205,7 @@ def probe(
         explicit_gradients(model, take_rows(pair, slice(0, 1)), list(reasons))
         seconds += examples * (time.perf_counter() - started)
     return Probe(
-        used, reasons, parts_of(model, used, pieces, length), pieces, length,
+        used, reasons, parts_of(model, used, pieces, length), {name: shapes_of(found) for name, found in pieces.items()}, length,
         saved_bytes(model, pair) / (examples * length), seconds / (examples * length),
     )
 

@@ -4,28 +4,28 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'SPLITS', 'SLACK', 'WORKSPACE', 'CHUNK', 'label_of', 'Side', 'fixed_bytes', 'make_plan', 'rule_table',
-           'unchanged', 'capture', 'Progress', 'Store', 'contract', 'class_rows', 'accumulate', 'mirrored', 'returned',
-           'identity', 'shares_of', 'feature_gram', 'check_request', 'working_copy', 'World', 'part_costs',
-           'exact_block', 'gram_of', 'measured_error', 'choose_projection', 'tangent_kernel', 'check_finite',
-           'TangentKernel', 'as_matrix', 'block', 'trace_over_classes', 'KernelError']
+           'unchanged', 'capture', 'contract', 'class_rows', 'accumulate', 'within_memory', 'mirrored', 'returned',
+           'identity', 'shares_of', 'feature_gram', 'check_request', 'working_copy', 'part_costs', 'exact_block',
+           'gram_of', 'measured_error', 'choose_projection', 'tangent_kernel', 'check_finite', 'TangentKernel',
+           'as_matrix', 'block', 'trace_over_classes', 'KernelError']
 
 # %% ../nbs/21_tangent_kernel.ipynb #7f1b6a82
 import copy
-import os
 import re
-import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas
 import torch
-from .cache import content_hash, format_size, parse_size, read_tensors, write_tensors
-from .contractions import add_inner_products
+from .cache import content_hash, format_size, parse_size
+from .contractions import Workspace, add_inner_products
 from .classifier import MODEL_INPUTS
-from .gradient_factors import KernelError, check_model, cropped, explicit_gradients, gradient_pieces, kernel_parameters
+from lpft_nb.gradient_factors import (
+    KernelError, check_model, cropped, explicit_gradients, gradient_pieces, kernel_parameters, no_gradients,
+)
 from lpft_nb.kernel_plan import (
     Part, Plan, Probe, block_sizes, gemm_rate, gram_flops, packed, probe, take_rows,
 )
+from .kernel_progress import Progress, Store, World
 from .projection import Projection, dimension_for, error_per_dimension
 from .kernel_result import TangentKernel, as_matrix, block, describe, trace_over_classes
 
@@ -141,66 +141,15 @@ def capture(model, side: Side, examples: range, rules: dict[str, str], chunk: in
         batch = take_rows(side.batch, slice(first, min(first + chunk, examples.stop)))
         pieces = gradient_pieces(model, batch, structured) if structured else {}
         pieces |= explicit_gradients(model, batch, explicit) if explicit else {}
-        for name, one in pieces.items():
-            found[name].append(transform(name, one))
-    partly = [name for name, held in found.items() if held and sum(len(one) for one in held) != len(examples)]
-    if partly:
-        raise KernelError(f"{partly[0]} is used for some batches and not for others: its gradients have no rule here; freeze it")
+        for name, held in found.items():
+            held.append(transform(name, pieces[name]) if name in pieces else len(batch["input_ids"]))
+    for name, held in found.items():
+        known = next((one for one in held if not isinstance(one, int)), None)
+        found[name] = [] if known is None else [no_gradients(known, one) if isinstance(one, int) else one for one in held]
     return found
 
-# %% ../nbs/21_tangent_kernel.ipynb #33d5fae7
-class Progress:
-    "A bar on a terminal; elsewhere a line now and then, with the time that is left."
-
-    def __init__(self, total: int, quiet: bool, unit: str = "parts"):
-        self.total, self.done, self.quiet, self.started, self.unit = total, 0, quiet, time.perf_counter(), unit
-        self.bar, self.told = None, self.started
-        if sys.stderr.isatty() and not quiet:
-            from tqdm import tqdm
-            self.bar = tqdm(total=total, desc="tangent kernel", unit="part")
-
-    def step(self) -> None:
-        "Count one part."
-        self.done += 1
-        now = time.perf_counter()
-        if self.bar is not None:
-            self.bar.update()
-            if self.done == self.total:
-                self.bar.close()
-        elif not self.quiet and now - self.told >= 10:
-            left = (now - self.started) / self.done * (self.total - self.done)
-            print(f"tangent kernel: {self.done} of {self.total} {self.unit}, about {left:,.0f} s left", flush=True)
-            self.told = now
-
-# %% ../nbs/21_tangent_kernel.ipynb #c7fb6bb2
-class Store:
-    "The sums so far and the parts that are in them, in a file that an interrupted computation goes on from."
-
-    def __init__(self, folder: str | Path | None, key: str, accumulators: dict[str, torch.Tensor]):
-        self.path = None if folder is None else Path(folder) / f"tangent-kernel-{key[:16]}.safetensors"
-        self.key, self.accumulators, self.finished, self.saved = key, accumulators, set(), time.perf_counter()
-        if self.path is not None and self.path.is_file():
-            tensors, metadata = read_tensors(self.path)
-            if metadata.get("key") != key:
-                raise KernelError(f"{self.path.name} belongs to another computation; choose another directory")
-            self.finished = set(metadata["finished"].split("\n"))
-            for label, table in accumulators.items():
-                table.copy_(tensors[label].to(table.device))
-
-    def add(self, names: list[str], now: bool = False) -> None:
-        "Note finished parameters; written at most every few seconds."
-        self.finished |= set(names)
-        if self.path is not None and (now or time.perf_counter() - self.saved > 5):
-            write_tensors(self.path, self.accumulators, {"key": self.key, "finished": "\n".join(sorted(self.finished))})
-            self.saved = time.perf_counter()
-
-    def remove(self) -> None:
-        "Delete the file: the kernel is complete."
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
 # %% ../nbs/21_tangent_kernel.ipynb #08b78c3d
-def contract(left: dict[str, list], right: dict[str, list] | None, names: list[str], labels: dict, spot, accumulators, workspace: int) -> None:
+def contract(left: dict[str, list], right: dict[str, list] | None, names: list[str], labels: dict, spot, accumulators, workspace: Workspace) -> None:
     "Add the inner products of some parameters to the shares of F that they belong to."
     rows, columns = spot
     for name in names:
@@ -219,6 +168,7 @@ def accumulate(model, sides: list[Side], plan: Plan, rules: dict, labels: dict, 
     classes, symmetric = model.head.out_features, len(sides) == 1
     left_blocks, right_blocks = sides[0].blocks(plan.block[0]), sides[-1].blocks(plan.block[1])
     pairs = [(i, j) for i in range(len(left_blocks)) for j in range(i if symmetric else 0, len(right_blocks))]
+    workspace = Workspace(plan.workspace)
     progress = Progress(len(pairs) * sum(len(one) for one in plan.passes), quiet)
     for one_pass in plan.passes:
         wanted = {name: rules[name] for names in one_pass for name in names}
@@ -232,15 +182,43 @@ def accumulate(model, sides: list[Side], plan: Plan, rules: dict, labels: dict, 
             right = None if same else capture(model, sides[-1], right_blocks[j], wanted, plan.chunk, transform)
             spot = class_rows(left_blocks[i], classes), class_rows(right_blocks[j], classes)
             for names in one_pass:
-                contract(left, right, names, labels, spot, store.accumulators, plan.workspace)
+                contract(left, right, names, labels, spot, store.accumulators, workspace)
                 if len(pairs) == 1:
                     for name in names:
                         left[name] = None
                         if right is not None:
                             right[name] = None
-                    store.add(names)
+                    store.add(names, {labels[name] for name in names})
                 progress.step()
-        store.add([name for names in one_pass for name in names], now=len(pairs) > 1)
+        store.add(list(wanted), {labels[name] for name in wanted}, now=len(pairs) > 1)
+
+# %% ../nbs/21_tangent_kernel.ipynb #6b5866ba
+def within_memory(model, sides: list[Side], probed: Probe, memory: int, labels: dict, store: Store, transform, quiet: bool) -> Plan:
+    "Plan and compute what is not finished; a device that runs out of memory gets a plan for half of it, down to one example."
+    budget = memory
+    while True:
+        todo = [part for part in probed.parts if not store.finished.issuperset(part.names)]
+        try:
+            plan = make_plan(model, sides, replace(probed, parts=todo), budget, len(store.accumulators))
+        except KernelError as error:
+            if budget == memory:
+                raise
+            raise KernelError(
+                f"{model.head.weight.device} ran out of memory even with a plan for {format_size(2 * budget)}; free memory on it, shorten "
+                "the examples or compute on a larger device. A directory= keeps what was finished"
+            ) from error
+        if not quiet:
+            print(plan, flush=True)
+        try:
+            accumulate(model, sides, plan, probed.rules, labels, store, transform, quiet)
+            return plan
+        except torch.OutOfMemoryError:
+            budget //= 2
+        store.roll_back()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not quiet:
+            print(f"{model.head.weight.device} is out of memory: going on from the last finished part with a plan for {format_size(budget)}", flush=True)
 
 # %% ../nbs/21_tangent_kernel.ipynb #12005aff
 def mirrored(matrix: torch.Tensor) -> torch.Tensor:
@@ -320,44 +298,6 @@ def working_copy(model):
     duplicate = copy.deepcopy(model).float()
     return duplicate.eval()
 
-# %% ../nbs/21_tangent_kernel.ipynb #4b509363
-@dataclass
-class World:
-    "The processes that share the work."
-
-    rank: int
-    size: int
-
-    @classmethod
-    def current(cls, device: torch.device) -> "World":
-        "Under torchrun or accelerate: who we are; else one process."
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls(0, 1)
-        from accelerate import PartialState
-        state = PartialState(cpu=device.type == "cpu")
-        return cls(state.process_index, state.num_processes)
-
-    def share(self, parts: list[Part], costs: list[float]) -> list[Part]:
-        "The parts of this process: the costliest first, each to whom has least so far; the same division everywhere."
-        loads, mine = [0.0] * self.size, []
-        for index in sorted(range(len(parts)), key=lambda i: (-costs[i], i)):
-            taker = loads.index(min(loads))
-            loads[taker] += costs[index]
-            if taker == self.rank:
-                mine.append(index)
-        return [parts[index] for index in sorted(mine)]
-
-    def sum(self, tables, key: str) -> None:
-        "Add up what the processes have computed, after a check that they computed the same thing."
-        if self.size == 1:
-            return
-        keys = [None] * self.size
-        torch.distributed.all_gather_object(keys, key)
-        if len(set(keys)) > 1:
-            raise KernelError("the processes hold different models or examples; give all of them the same ones")
-        for table in tables:
-            torch.distributed.all_reduce(table)
-
 # %% ../nbs/21_tangent_kernel.ipynb #aaed52b8
 def part_costs(model, parts: list[Part], probed: Probe, sides: list[Side]) -> list[float]:
     "Arithmetic of each part, to divide the work."
@@ -385,7 +325,7 @@ def gram_of(pieces: list) -> torch.Tensor:
     table = pieces[0].cotangent if hasattr(pieces[0], "cotangent") else pieces[0].gradient
     size = sum(len(one) for one in pieces) * table.shape[1]
     out = table.new_zeros(size, size)
-    add_inner_products(pieces, None, out, WORKSPACE)
+    add_inner_products(pieces, None, out, Workspace(WORKSPACE))
     return mirrored(out)
 
 # %% ../nbs/21_tangent_kernel.ipynb #891f6382
@@ -443,13 +383,12 @@ def tangent_kernel(
     shape = (len(sides[0].order) * classes, len(sides[-1].order) * classes)
     accumulators = {label: torch.zeros(shape, dtype=dtype, device=device) for label in dict.fromkeys(labels.values())}
     store = Store(directory, content_hash(description, world.rank, world.size), accumulators)
-    probed.parts = [part for part in probed.parts if not store.finished.issuperset(part.names)]
-    plan = make_plan(model, sides, probed, parse_size(memory), len(accumulators))
-    probed.pieces = {}
-    if not quiet and world.rank == 0:
-        print(plan, flush=True)
-    accumulate(model, sides, plan, probed.rules, labels, store, transform, quiet or world.rank > 0)
-    world.sum(accumulators.values(), content_hash(description))
+    plan = failure = None
+    try:
+        plan = within_memory(model, sides, probed, parse_size(memory), labels, store, transform, quiet or world.rank > 0)
+    except Exception as error:
+        failure = error
+    world.sum(accumulators.values(), content_hash(description), failure)
     shares = shares_of(accumulators, sides, classes)
     store.remove()
     kernel = TangentKernel(feature_gram(model, sides, plan.chunk), shares, classes, description, plan, error)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import build_tiny_model
 from kernel_oracle import OTHERS, TEXTS, distance
 from lpft_nb.cache import write_tensors
-from lpft_nb.contractions import add_by_tokens, add_by_writing_out, add_gram, add_inner_products
+from lpft_nb.contractions import Workspace, add_by_tokens, add_by_writing_out, add_gram, add_inner_products, examples_at_once
 from lpft_nb.gradient_factors import (
     Factors, KernelError, Rows, Vectors, cropped, dense, explicit_gradients, gradient_pieces, keep_active, kernel_parameters,
 )
@@ -54,8 +54,11 @@ def check_products(left, right, shape, run):
 
 # --- contractions --------------------------------------------------------------------------------------------------
 
-WAYS = {"tokens": add_by_tokens, "written": lambda l, r, o: add_by_writing_out(l, r, o, 10**6),
-        "row by row": lambda l, r, o: add_by_writing_out(l, r, o, 1), "cheaper": lambda l, r, o: add_inner_products(l, r, o, 10**6)}
+def with_room(add, size): return lambda left, right, out: add(left, right, out, Workspace(size))
+
+
+WAYS = {"tokens": with_room(add_by_tokens, 10**6), "token by token": with_room(add_by_tokens, 1), "written": with_room(add_by_writing_out, 10**6),
+        "row by row": with_room(add_by_writing_out, 1), "cheaper": with_room(add_inner_products, 10**6)}
 
 
 @pytest.mark.parametrize("run", WAYS.values(), ids=WAYS)
@@ -99,6 +102,16 @@ def test_half_a_gram_matrix(rows):
 def test_vectors():
     left = [Vectors(torch.randn(n, 2, 5, dtype=torch.float64)) for n in (3, 1)]
     for right in (None, left[:1]): check_products(left, right, torch.Size([5]), lambda l, r, o: add_inner_products(l, r, o, 0))
+
+
+@pytest.mark.parametrize("two_sides", [False, True])
+def test_products_through_tokens_stay_within_the_workspace(two_sides):
+    left, right = [random_factors(0, 60, 3, 7, 4, 5)], [random_factors(1, 50, 3, 9, 4, 5)] if two_sides else None
+    workspace = Workspace(400_000)
+    add_by_tokens(left, right, torch.zeros(180, 150 if two_sides else 180, dtype=torch.float64), workspace)
+    assert workspace.space.numel() * 8 == 400_000
+    assert examples_at_once(left, right, workspace) == 4
+    assert examples_at_once(left, right, Workspace(10**9)) == (207 if two_sides else 4)
 
 
 def test_active_tokens_lose_nothing():
