@@ -229,7 +229,10 @@ def against_head_norm(metrics: pd.DataFrame, metric: str, split: str, axes: plt.
 
 
 def head_scale_table(metrics: pd.DataFrame, names: list[str], split: str = "test") -> pd.DataFrame:
-    "Means over seeds of several metrics by method and factor."
-    parts = [at_head_norm(metrics, name, split).set_index(["method", "factor"]) for name in names]
-    table = pd.concat([parts[0]["norm"].rename("head norm"), *(part["mean"].rename(name) for part, name in zip(parts, names, strict=True))], axis=1)
-    return table.reset_index().round(4)
+    "Several metrics by method and factor: the mean over seeds ± half of its 95 % interval."
+    parts = {name: at_head_norm(metrics, name, split).set_index(["method", "factor"]) for name in names}
+    table = pd.DataFrame({"head norm": parts[names[0]]["norm"].map("{:.3g}".format), "seeds": parts[names[0]]["n"]})
+    for name, part in parts.items():
+        half = (part["high"] - part["low"]) / 2
+        table[name] = [f"{mean:.3g}" + ("" if width != width else f" ± {width:.2g}") for mean, width in zip(part["mean"], half, strict=True)]
+    return table.reset_index()
