@@ -120,7 +120,12 @@ def bin_numbers(
     bins: int,  # equal-width bins (lo, hi]
 ) -> np.ndarray:  # (N,) 0..bins-1; 0 itself goes to the first bin
     "The bin of every value."
-    return np.searchsorted(np.linspace(0, 1, check_bins(bins) + 1)[1:-1], confidence, side="left")
+    edges = np.linspace(0, 1, check_bins(bins) + 1)
+    edges[[0, -1]] = -np.inf, np.inf
+    numbers = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)  # right but for rounding at an edge
+    numbers -= confidence <= edges[numbers]
+    numbers += confidence > edges[numbers + 1]
+    return numbers
 
 
 def bin_sums(

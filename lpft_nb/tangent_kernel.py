@@ -7,7 +7,7 @@ __all__ = ['GROUPS', 'SPLITS', 'SLACK', 'WORKSPACE', 'CHUNK', 'label_of', 'Side'
            'unchanged', 'capture', 'contract', 'class_rows', 'accumulate', 'within_memory', 'mirrored', 'returned',
            'identity', 'shares_of', 'feature_gram', 'check_request', 'working_copy', 'part_costs', 'exact_block',
            'gram_of', 'measured_error', 'choose_projection', 'tangent_kernel', 'check_finite', 'TangentKernel',
-           'as_matrix', 'block', 'trace_over_classes', 'KernelError']
+           'LinearizedModel', 'as_matrix', 'block', 'trace_over_classes', 'KernelError']
 
 # %% ../nbs/21_tangent_kernel.ipynb #7f1b6a82
 import copy
@@ -26,10 +26,11 @@ from lpft_nb.kernel_plan import (
     Part, Plan, Probe, block_sizes, gemm_rate, gram_flops, packed, probe, take_rows,
 )
 from .kernel_progress import Progress, Store, World
+from .linearized import LinearizedModel
 from .projection import Projection, dimension_for, error_per_dimension
 from .kernel_result import TangentKernel, as_matrix, block, describe, trace_over_classes
 
-_all_ = ["TangentKernel", "as_matrix", "block", "trace_over_classes", "KernelError"]
+_all_ = ["TangentKernel", "LinearizedModel", "as_matrix", "block", "trace_over_classes", "KernelError"]
 
 # %% ../nbs/21_tangent_kernel.ipynb #345dee14
 GROUPS = (

@@ -320,3 +320,10 @@ def test_temperature_is_reachable_from_calibration():
     from lpft_nb.temperature import fit_temperature as the_same
 
     assert fit_temperature is the_same
+
+
+@pytest.mark.parametrize("bins", [1, 2, 7, 10, 15, 49, 1000])
+def test_bins_are_those_of_a_search_among_the_edges(bins):
+    edges = np.linspace(0, 1, bins + 1)
+    near = np.concatenate([edges, np.nextafter(edges, 0), np.nextafter(edges, 1).clip(max=1), [5e-324], np.random.default_rng(0).random(10_000)])
+    np.testing.assert_array_equal(calibration.bin_numbers(near, bins), np.searchsorted(edges[1:-1], near, side="left"))
