@@ -26,7 +26,7 @@ from lpft_nb.kernel_plan import (
     Part, Plan, Probe, block_sizes, gemm_rate, gram_flops, packed, probe, take_rows,
 )
 from .kernel_progress import Progress, Store, World
-from .linearized import LinearizedModel
+from .linearized import LinearizedModel as LinearizedModel
 from .projection import Projection, dimension_for, error_per_dimension
 from .kernel_result import TangentKernel, as_matrix, block, describe, trace_over_classes
 
