@@ -109,7 +109,7 @@ def classwise_table(
             "leave it out with metrics=[…], or ask on a subset of the rows"
         )
     parts = []
-    for block, block_labels in logit_blocks(logits, labels):
+    for block, block_labels, _ in logit_blocks(logits, labels):
         probabilities = block.double().softmax(dim=1).numpy()
         cells = bin_numbers(probabilities.ravel(), bins) + bins * np.tile(np.arange(classes), len(probabilities))
         probabilities[np.arange(len(probabilities)), block_labels.numpy()] -= 1

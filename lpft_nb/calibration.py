@@ -23,13 +23,13 @@ from .metrics import check_labels, check_logits, looks_like_probabilities
 from .temperature import fit_temperature as fit_temperature
 
 # %% ../nbs/40_calibration.ipynb #c9b9614f
-BLOCK_ENTRIES = 2**18  # numbers in a block; a few copies of it stay in the processor's cache
+BLOCK_ENTRIES = 2**19  # numbers in a block; a few copies of it stay in the processor's cache
 
 
 def logit_blocks(
     logits,  # (N, C) raw scores, C >= 2, tensor or array of any real type, on any device
     labels,  # (N,) integers in 0..C-1
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (n, C) float32 or float64 and (n,) int64, on the CPU
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, slice]]:  # (n, C) float32 or float64 and (n,) int64, on the CPU; which rows
     "Walk over the rows without copying all of them; `ValueError` where no number could be trusted."
     logits = torch.as_tensor(logits).detach()
     if logits.ndim != 2 or len(logits) == 0 or logits.shape[1] < 2:
@@ -42,8 +42,8 @@ def logit_blocks(
         if not block.sum().isfinite() and not block.isfinite().all():
             row = start + int((~block.isfinite().all(dim=1)).nonzero()[0])
             raise ValueError(f"logits hold NaN or infinity, first in row {row} of {len(logits)}: training diverged")
-        like_probabilities = like_probabilities and looks_like_probabilities(block)
-        yield block, labels[start : start + step]
+        like_probabilities = like_probabilities and looks_like_probabilities(block[:1]) and looks_like_probabilities(block)
+        yield block, labels[start : start + step], slice(start, start + len(block))
     if like_probabilities:
         raise ValueError("logits look like probabilities (rows nonnegative, summing to 1): pass the scores before softmax")
 
@@ -56,17 +56,19 @@ def top_label(
     labels,  # (N,) integers in 0..C-1
 ) -> tuple[np.ndarray, np.ndarray]:  # confidence (N,) and correctness (N,), float64
     "Probability of the predicted class, and 1 where it is the label; ties go to the lowest class number."
-    parts, scratch = [], None
-    for block, block_labels in logit_blocks(logits, labels):
-        scratch = torch.empty_like(block) if scratch is None else scratch[: len(block)]
+    found = scratch = None
+    for block, block_labels, rows in logit_blocks(logits, labels):
+        if found is None:
+            found, scratch = torch.empty(2, len(logits), dtype=torch.float64), torch.empty_like(block)
+        scratch = scratch[: len(block)]
         largest = block.amax(dim=1, keepdim=True)
         torch.sub(block, largest, out=scratch).mul_(LOG2_E).exp2_()
         confidence = scratch.sum(dim=1).reciprocal_()
         correct = block.gather(1, block_labels[:, None]) == largest
         if scratch.floor_().sum() != len(block):  # somewhere a second class has the largest logit, or nearly
             correct = block.argmax(dim=1, keepdim=True) == block_labels[:, None]
-        parts.append(torch.stack([confidence, correct.squeeze(1).to(block.dtype)]))
-    confidence, correct = torch.cat(parts, dim=1).double().numpy()
+        found[0, rows], found[1, rows] = confidence, correct.squeeze(1)
+    confidence, correct = found.numpy()
     return confidence, correct
 
 # %% ../nbs/40_calibration.ipynb #f6493995
@@ -84,8 +86,9 @@ def per_example(
     labels,  # (N,) integers in 0..C-1
 ) -> Examples:
     "Confidence, correctness, NLL and Brier score of every example, from one walk over the logits."
-    parts = []
-    for block, block_labels in logit_blocks(logits, labels):
+    found = None
+    for block, block_labels, rows in logit_blocks(logits, labels):
+        found = torch.empty(4, len(logits), dtype=torch.float64) if found is None else found
         largest, predicted = block.double().max(dim=1, keepdim=True)
         shifted = block.double() - largest
         own, weights = shifted.gather(1, block_labels[:, None]).squeeze(1), shifted.exp()
@@ -94,8 +97,8 @@ def per_example(
         squares = weights.square().sum(dim=1) / totals.square()
         brier_scores = squares - 2 * log_probability.exp() + 1
         correct = (predicted.squeeze(1) == block_labels).double()
-        parts.append(torch.stack([totals.reciprocal(), correct, -log_probability, brier_scores]))
-    return Examples(*torch.cat(parts, dim=1).numpy())
+        found[:, rows] = torch.stack([totals.reciprocal(), correct, -log_probability, brier_scores])
+    return Examples(*found.numpy())
 
 # %% ../nbs/40_calibration.ipynb #2fa5d761
 class BinSums(NamedTuple):
@@ -134,8 +137,12 @@ def bin_sums(
     bins: int,  # equal-width bins (lo, hi]
 ) -> BinSums:  # (B,) each
     "Count, summed confidence and right answers of each bin."
-    numbers = bin_numbers(confidence, bins)
-    return BinSums(*(np.bincount(numbers, weights, bins) for weights in (None, confidence, correct)))
+    sums = np.zeros((3, check_bins(bins)))
+    for start in range(0, len(confidence), 2**14):  # what is computed on the way stays in the processor's cache
+        part, right = confidence[start : start + 2**14], correct[start : start + 2**14]
+        numbers = bin_numbers(part, bins)
+        sums += [np.bincount(numbers, weights, bins) for weights in (None, part, right)]
+    return BinSums(sums[0].astype(np.int64), *sums[1:])
 
 # %% ../nbs/40_calibration.ipynb #594d5eff
 def ece_of(sums: BinSums) -> np.ndarray:  # (…)
@@ -272,7 +279,7 @@ def classwise_calibration_error(
     "ECE of every class's probability, averaged over classes (Kull et al. 2019); N·C numbers are binned, in blocks."
     edges = torch.linspace(0, 1, check_bins(bins) + 1, dtype=torch.float64)[1:-1]
     gaps, rows = torch.zeros(1, dtype=torch.float64), 0
-    for block, block_labels in logit_blocks(logits, labels):
+    for block, block_labels, _ in logit_blocks(logits, labels):
         classes, probabilities = block.shape[1], block.double().softmax(dim=1)
         cells = torch.bucketize(probabilities, edges) + bins * torch.arange(classes)
         own = cells.gather(1, block_labels[:, None]).squeeze(1)
