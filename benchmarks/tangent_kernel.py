@@ -18,6 +18,7 @@ import argparse
 import cProfile
 import json
 import pstats
+import signal
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from lpft_nb.records import environment
 from lpft_nb.tangent_kernel import tangent_kernel
 
 CLASSES, LENGTH = 3, 32
+FEATURES = 64  # hidden features differentiated at once by the peer that differentiates all of them
 COMMAND = "python benchmarks/tangent_kernel.py --peers --gram --growth --output results/benchmarks"
 
 
@@ -48,6 +50,23 @@ def seconds_of(function, device: str) -> tuple[float, object]:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started, result
+
+
+def seconds_within(function, limit: int, device: str) -> tuple[float, object]:
+    "Like `seconds_of`; None as the result where the limit in seconds has stopped the function."
+
+    def stop(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(limit)
+    try:
+        return seconds_of(function, device)
+    except TimeoutError:
+        return float(limit), None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def best_of(function, repeats: int, device: str) -> tuple[float, object]:
@@ -144,8 +163,11 @@ def hidden_jacobians(model, batch):
         rows = []
         for n in range(len(ids)):
             hidden = model.features(**{key: table[n : n + 1] for key, table in batch.items()})[0]
-            pieces = torch.autograd.grad(hidden, list(group.values()), units, is_grads_batched=True, allow_unused=True)
-            rows.append(torch.cat([weight @ piece.flatten(1) for piece in pieces if piece is not None], dim=1))
+            rows.append(0)
+            for first in range(0, len(units), FEATURES):  # all at once would take 18 GB for the word embeddings
+                some = slice(first, first + FEATURES)
+                pieces = torch.autograd.grad(hidden, list(group.values()), units[some], retain_graph=some.stop < len(units), is_grads_batched=True, allow_unused=True)
+                rows[-1] = rows[-1] + torch.cat([weight[:, some] @ piece.flatten(1) for piece in pieces if piece is not None], dim=1)
         rows = torch.cat(rows)
         total += (rows @ rows.T).view(len(ids), CLASSES, len(ids), CLASSES)
     return total
@@ -162,7 +184,7 @@ def agreement(kernel, reference) -> float:
     return float((kernel - reference).norm() / reference.norm())
 
 
-def measure_peers(model, device, repeats) -> dict:
+def measure_peers(model, device, repeats, limit, keep) -> None:
     found = {}
     eager = Classifier.from_pretrained("minilm", num_labels=CLASSES, seed=0, attention="eager").to(device).eval()  # forward mode needs it
     for examples, peers in ((32, [forward_over_reverse, jacobian_contraction, vector_products]), (8, [hidden_jacobians])):
@@ -172,17 +194,20 @@ def measure_peers(model, device, repeats) -> dict:
         print(f"N = {examples}: ours {seconds:.2f} s", flush=True)
         show(row["ours_profile"])
         for peer in peers:
-            other, kernel = seconds_of(lambda peer=peer, batch=batch: peer(eager, batch), device)
+            other, kernel = seconds_within(lambda peer=peer, batch=batch: peer(eager, batch), limit, device)
             if other < 60:
                 other = min(other, seconds_of(lambda peer=peer, batch=batch: peer(eager, batch), device)[0])
-            kernel = kernel.detach()
-            row[peer.__name__] = {"seconds": other, "ratio": other / seconds, "relative_difference": agreement(kernel, reference)}
-            print(f"N = {examples}: {peer.__name__} {other:.2f} s, {other / seconds:.1f} times ours, relative difference {agreement(kernel, reference):.1e}", flush=True)
+            row[peer.__name__] = {
+                "seconds": other, "ratio": other / seconds, "stopped": kernel is None,
+                "relative_difference": None if kernel is None else agreement(kernel.detach(), reference),
+            }
+            said = "stopped, at least" if kernel is None else f"relative difference {row[peer.__name__]['relative_difference']:.1e},"
+            print(f"N = {examples}: {peer.__name__} {other:.2f} s, {said} {other / seconds:.1f} times ours", flush=True)
+            keep({"peers": found | {str(examples): row}})
         found[str(examples)] = row
-    return found
 
 
-def measure_gram(model, device, examples, memory) -> dict:
+def measure_gram(model, device, examples, memory, keep) -> None:
     dense = sum(m.weight.numel() for m in model.backbone.modules() if isinstance(m, torch.nn.Linear))
     rate = gemm_rate(device)
     gram = 2.0 * (examples * CLASSES) ** 2 * dense / rate
@@ -191,10 +216,10 @@ def measure_gram(model, device, examples, memory) -> dict:
     stages = profile(lambda: ours(model, batch, memory), device)
     print(f"N = {examples}: ours {seconds:.1f} s, plain Gram products {gram:.1f} s at {rate / 1e9:.0f} GFLOP/s, ratio {seconds / gram:.2f}", flush=True)
     show(stages)
-    return {"profile": stages, "examples": examples, "memory": memory, "seconds": seconds, "gram_seconds": gram, "gemm_gflops": rate / 1e9, "ratio": seconds / gram}
+    keep({"gram": {"profile": stages, "examples": examples, "memory": memory, "seconds": seconds, "gram_seconds": gram, "gemm_gflops": rate / 1e9, "ratio": seconds / gram}})
 
 
-def measure_growth(model, device, sizes, memory) -> dict:
+def measure_growth(model, device, sizes, memory, keep) -> None:
     rows = []
     for examples in sizes:
         batch = random_batch(examples, device)
@@ -205,7 +230,7 @@ def measure_growth(model, device, sizes, memory) -> dict:
     x, y = (torch.tensor([row[key] for row in rows]).double().log() for key in ("examples", "seconds"))
     power = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     print(f"time grows with N to the power {power:.2f}", flush=True)
-    return {"memory": memory, "rows": rows, "power": power}
+    keep({"growth": {"memory": memory, "rows": rows, "power": power}})
 
 
 def main():
@@ -216,23 +241,28 @@ def main():
     parser.add_argument("--growth", type=int, nargs="*", help="time and memory at these N; 100 250 500 1000 if none is given")
     parser.add_argument("--memory", default="4GiB", help="budget for --gram and --growth")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=460, help="seconds after which a peer is stopped; its time is then a lower bound")
     parser.add_argument("--output", type=Path, help="folder for tangent_kernel-<device>.json; what is there already is kept and updated")
     arguments = parser.parse_args()
     if not arguments.peers and arguments.gram is None and arguments.growth is None:
         arguments.gram = 100
     model = Classifier.from_pretrained("minilm", num_labels=CLASSES, seed=0).to(arguments.device).eval()
     ours(model, random_batch(4, arguments.device))
-    found = {"command": COMMAND, "environment": environment(), "threads": torch.get_num_threads()}
+    path = None if arguments.output is None else arguments.output / f"tangent_kernel-{arguments.device}.json"
+
+    def keep(measured: dict) -> None:
+        "Written after each measurement: the next one may take all memory."
+        if path is not None:
+            before = json.loads(path.read_text()) if path.is_file() else {}
+            facts = {"command": COMMAND, "runs": "measurements of one or more runs of the program", "environment": environment(), "threads": torch.get_num_threads()}
+            write_atomically(path, (json.dumps(before | facts | measured, indent=1) + "\n").encode())
+
     if arguments.peers:
-        found["peers"] = measure_peers(model, arguments.device, arguments.repeats)
+        measure_peers(model, arguments.device, arguments.repeats, arguments.limit, keep)
     if arguments.gram is not None:
-        found["gram"] = measure_gram(model, arguments.device, arguments.gram, arguments.memory)
+        measure_gram(model, arguments.device, arguments.gram, arguments.memory, keep)
     if arguments.growth is not None:
-        found["growth"] = measure_growth(model, arguments.device, arguments.growth or [100, 250, 500, 1000], arguments.memory)
-    if arguments.output:
-        path = arguments.output / f"tangent_kernel-{arguments.device}.json"
-        before = json.loads(path.read_text()) if path.is_file() else {}
-        write_atomically(path, (json.dumps(before | found, indent=1) + "\n").encode())
+        measure_growth(model, arguments.device, arguments.growth or [100, 250, 500, 1000], arguments.memory, keep)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,10 @@ def accuracy_text(rows: pd.DataFrame, solver: str) -> str:
 
 
 def kernel_table(paths: list[Path], solver: str = "rows") -> pd.DataFrame:
-    "The layout of the paper's Table 2: a line for P, then F and P + F of each method."
+    "The layout of the paper's Table 2: a line for P, then F and P + F of each method; `ValueError` for records of several models."
     frame, lines = kernel_frame(paths), []
+    if frame["model"].nunique() > 1:
+        raise ValueError(f"expected records of one model, got {', '.join(sorted(frame['model'].unique()))}; make a table for each")
     for (task, method), rows in frame.groupby(["task", "method"], sort=False, observed=True):
         for kernel in KERNELS:
             part = rows[rows["kernel"] == kernel]
