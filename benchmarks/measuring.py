@@ -1,5 +1,8 @@
 """What the benchmarks share: work timed in turn, and the memory that a block of work takes."""
 
+import contextlib
+import ctypes
+import gc
 import threading
 import time
 
@@ -25,6 +28,13 @@ def interleaved(repeats: int, **work) -> dict[str, list[float]]:
     return seconds
 
 
+def give_back() -> None:
+    """Return freed memory to the system where the C library can: what it keeps would hide what the next work takes."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 class Peak:
     """Highest resident set (on a GPU: allocated memory) over that at the start of a block, in `bytes` after it."""
 
@@ -36,6 +46,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.start = torch.cuda.memory_allocated()
             return self
+        give_back()
         self.process, self.over = psutil.Process(), threading.Event()
         self.start = self.highest = self.process.memory_info().rss
         self.thread = threading.Thread(target=self.watch, daemon=True)

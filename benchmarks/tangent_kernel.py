@@ -230,7 +230,7 @@ def measure_growth(model, device, sizes, memory, keep) -> None:
     x, y = (torch.tensor([row[key] for row in rows]).double().log() for key in ("examples", "seconds"))
     power = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     print(f"time grows with N to the power {power:.2f}", flush=True)
-    keep({"growth": {"memory": memory, "rows": rows, "power": power}})
+    keep({"growth": {"memory": memory, "rows": rows, "power": power, "peaks": "highest resident memory over that before the call"}})
 
 
 def main():
