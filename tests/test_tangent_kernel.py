@@ -284,7 +284,7 @@ def test_an_expert_that_the_probe_does_not_see():
     expert.chosen = lambda y: torch.zeros(len(y), dtype=torch.bool)
     model(**batch)
     handle.remove()
-    table = seen[0]
+    table = seen[0].detach()
     probed = [1, 2]  # longest and shortest text
     others = [0, 3, 4]
     feature = max(range(32), key=lambda f: float(table[others, f].max() - table[probed, f].max()))
