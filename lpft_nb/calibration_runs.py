@@ -234,5 +234,5 @@ def head_scale_table(metrics: pd.DataFrame, names: list[str], split: str = "test
     table = pd.DataFrame({"head norm": parts[names[0]]["norm"].map("{:.3g}".format), "seeds": parts[names[0]]["n"]})
     for name, part in parts.items():
         half = (part["high"] - part["low"]) / 2
-        table[name] = [f"{mean:.3g}" + ("" if width != width else f" ± {width:.2g}") for mean, width in zip(part["mean"], half, strict=True)]
+        table[name] = [f"{mean:.3g}" + ("" if width != width else f"\u00a0±\u00a0{width:.2g}") for mean, width in zip(part["mean"], half, strict=True)]
     return table.reset_index()
