@@ -637,7 +637,7 @@ def test_out_of_memory_in_the_middle_of_a_part_counts_nothing_twice(monkeypatch)
         assert len(calls) > 8
 
 
-def test_a_device_too_small_for_one_example_says_so(tmp_path):
+def test_a_device_too_small_for_one_example_says_so():
     model = build_tiny_model("bert")
     batch = model.tokenize(TEXTS)
     ready = engine.probe(model, batch)
