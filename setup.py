@@ -1,4 +1,5 @@
 """Packaging: everything that describes the project is read from settings.ini."""
+
 import shutil
 from configparser import ConfigParser
 from pathlib import Path

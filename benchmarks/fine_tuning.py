@@ -4,6 +4,7 @@
 
 DIR holds cb/, rte/ and sst2/ (or set LPFT_DATA). Writes results/benchmarks/fine_tuning.json. Run it on an idle machine.
 """
+
 import argparse
 import json
 import math
@@ -17,10 +18,18 @@ from pathlib import Path
 
 import torch
 
-import lpft_nb.fine_tuning as fine_tuning
-from lpft_nb.cache import write_atomically
+import lpft_nb.training.loop as fine_tuning
+from lpft_nb.store.cache import write_atomically
 from lpft_nb.classifier import Classifier
-from lpft_nb.fine_tuning import EncodedDataset, TrainingPlan, collate, epoch_order, padding_share, parameter_groups, train
+from lpft_nb.training.loop import (
+    EncodedDataset,
+    TrainingPlan,
+    collate,
+    epoch_order,
+    padding_share,
+    parameter_groups,
+    train,
+)
 from lpft_nb.records import environment
 from lpft_nb.tasks import load_task
 
@@ -49,15 +58,27 @@ def stage_steps(model, data: EncodedDataset, plan: TrainingPlan) -> list[float]:
     fine_tuning.Progress.on_step_end = tick
     try:
         with tempfile.TemporaryDirectory() as folder:
-            train(model, data, head_of(data, 8), plan, SEED, Path(folder), minutes_between_checkpoints=math.inf)
+            train(
+                model,
+                data,
+                head_of(data, 8),
+                plan,
+                SEED,
+                Path(folder),
+                minutes_between_checkpoints=math.inf,
+            )
     finally:
         fine_tuning.Progress.on_step_end = shown
     return between(ends)
 
 
-def bare_steps(model, data: EncodedDataset, plan: TrainingPlan, steps: int, pad_to: int | None = None) -> list[float]:
+def bare_steps(
+    model, data: EncodedDataset, plan: TrainingPlan, steps: int, pad_to: int | None = None
+) -> list[float]:
     """Seconds of each step of the same training, written out; `pad_to` pads every text to that many tokens."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, plan.head_learning_rate, plan.backbone_learning_rate), fused=True)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, plan.head_learning_rate, plan.backbone_learning_rate), fused=True
+    )
     order = epoch_order(data.lengths, plan.batch_size, SEED, 0, plan.length_grouping)
     ends = [time.perf_counter()]
     model.train()
@@ -65,7 +86,10 @@ def bare_steps(model, data: EncodedDataset, plan: TrainingPlan, steps: int, pad_
         batch = collate(model, [data[i] for i in order[at : at + plan.batch_size]])
         labels = batch.pop("labels")
         if pad_to is not None:
-            batch = {name: torch.nn.functional.pad(value, (0, pad_to - value.shape[1])) for name, value in batch.items()}
+            batch = {
+                name: torch.nn.functional.pad(value, (0, pad_to - value.shape[1]))
+                for name, value in batch.items()
+            }
         loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_gradient_norm)
@@ -80,35 +104,64 @@ def measure(task_name: str, root: Path, model_name: str, steps: int, repeats: in
     """One row: the stage over the bare loop, the padding left, the gain over padding to 128."""
     task = load_task(root / task_name, protocol="paper")
     model = Classifier.from_pretrained(model_name, num_labels=task.num_labels, seed=SEED)
-    whole = EncodedDataset(model.encode(task.train, MAX_LENGTH), torch.tensor(list(task.train["label"])))
+    whole = EncodedDataset(
+        model.encode(task.train, MAX_LENGTH), torch.tensor(list(task.train["label"]))
+    )
     batch_size = TASKS[task_name]
     data = head_of(whole, min(len(whole), steps * batch_size) // batch_size * batch_size)
-    plan, plain = (TrainingPlan(1, 1e-5, 1e-5, batch_size, length_grouping=grouped) for grouped in (True, False))
+    plan, plain = (
+        TrainingPlan(1, 1e-5, 1e-5, batch_size, length_grouping=grouped)
+        for grouped in (True, False)
+    )
     stage, bare, padded = [], [], []
     for _ in range(repeats):  # in turn, so that a busy moment hits all alike
         stage.append(statistics.fmean(stage_steps(model, data, plan)))
         bare.append(statistics.fmean(bare_steps(model, data, plan, steps)[1:]))
-        padded.append(statistics.fmean(bare_steps(model, data, plain, max(3, steps // 4), pad_to=MAX_LENGTH)[1:]))
+        padded.append(
+            statistics.fmean(
+                bare_steps(model, data, plain, max(3, steps // 4), pad_to=MAX_LENGTH)[1:]
+            )
+        )
     order = epoch_order(whole.lengths, batch_size, SEED, 0)
-    return {"task": task_name, "batch_size": batch_size, "steps": len(data) // batch_size, "repeats": repeats,
-            "seconds_a_step": min(stage), "stage_over_bare_loop": min(stage) / min(bare),
-            "padding_share": padding_share(whole.lengths, order, batch_size), "speed_up_over_128": min(padded) / min(bare)}
+    return {
+        "task": task_name,
+        "batch_size": batch_size,
+        "steps": len(data) // batch_size,
+        "repeats": repeats,
+        "seconds_a_step": min(stage),
+        "stage_over_bare_loop": min(stage) / min(bare),
+        "padding_share": padding_share(whole.lengths, order, batch_size),
+        "speed_up_over_128": min(padded) / min(bare),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("LPFT_DATA"))
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent.parent / "results/benchmarks/fine_tuning.json")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).resolve().parent.parent / "results/benchmarks/fine_tuning.json",
+    )
     arguments = parser.parse_args()
     if arguments.data is None:
         sys.exit("name the folder of the data sets with --data or LPFT_DATA")
-    rows = [measure(name, Path(arguments.data), arguments.model, arguments.steps, arguments.repeats) for name in TASKS]
+    rows = [
+        measure(name, Path(arguments.data), arguments.model, arguments.steps, arguments.repeats)
+        for name in TASKS
+    ]
     for row in rows:
         print(json.dumps(row))
-    report = {"command": "python benchmarks/fine_tuning.py --model " + arguments.model, "rows": rows, **environment()}
+    report = {
+        "command": "python benchmarks/fine_tuning.py --model " + arguments.model,
+        "rows": rows,
+        **environment(),
+    }
     write_atomically(arguments.output, (json.dumps(report, indent=1) + "\n").encode())
 
 

@@ -1,7 +1,8 @@
 """How long `import lpft_nb` takes beyond `import transformers`: medians over fresh processes, one after the other.
 
-    .venv/bin/python benchmarks/import_time.py [repeats]
+.venv/bin/python benchmarks/import_time.py [repeats]
 """
+
 import json
 import statistics
 import subprocess
@@ -25,9 +26,21 @@ print(time.perf_counter() - start)
 def seconds(case: str) -> float:
     """Seconds of the imports of one case in a fresh process, transformers being there already."""
     program = PROGRAM.format(base=BASE, case=case)
-    return float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+    return float(
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        ).stdout
+    )
 
 
 if __name__ == "__main__":
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    print(json.dumps({name: round(statistics.median(seconds(case) for _ in range(repeats)), 3) for name, case in CASES.items()}, indent=1))
+    print(
+        json.dumps(
+            {
+                name: round(statistics.median(seconds(case) for _ in range(repeats)), 3)
+                for name, case in CASES.items()
+            },
+            indent=1,
+        )
+    )

@@ -75,21 +75,38 @@ def resampled_metrics(
     gap = examples.confidence - examples.correct
     columns = np.stack([examples.brier, gap**2, examples.nll, gap, examples.confidence], axis=1)
     means = (counts.astype(float) @ columns / total).T
-    values = dict(zip(("brier", "top_label_brier", "nll", "overconfidence", "mean_confidence"), means))
+    values = dict(
+        zip(("brier", "top_label_brier", "nll", "overconfidence", "mean_confidence"), means)
+    )
     if names & {"ece", "mce", "debiased_ece"}:
         numbers = bin_numbers(examples.confidence, bins)
-        sums = BinSums(*(group_sums(counts * column, numbers, bins) for column in (1, examples.confidence, examples.correct)))
+        sums = BinSums(
+            *(
+                group_sums(counts * column, numbers, bins)
+                for column in (1, examples.confidence, examples.correct)
+            )
+        )
         root = np.sqrt(np.maximum(debiased_square_of(sums), 0))
         values |= {"ece": ece_of(sums), "mce": mce_of(sums), "debiased_ece": root}
     if names & {"adaptive_ece", "confidence_auroc", "area_under_risk_coverage"}:
         levels, group = np.unique(examples.confidence, return_inverse=True)
-        drawn, right = (group_sums(counts * column, group, len(levels)) for column in (1, examples.correct))
+        drawn, right = (
+            group_sums(counts * column, group, len(levels)) for column in (1, examples.correct)
+        )
         ranks = Ranked(drawn, drawn * levels, right)
-        values |= {"adaptive_ece": adaptive_of(ranks, bins), "confidence_auroc": auroc_of(ranks), "area_under_risk_coverage": risk_area_of(ranks)}
+        values |= {
+            "adaptive_ece": adaptive_of(ranks, bins),
+            "confidence_auroc": auroc_of(ranks),
+            "area_under_risk_coverage": risk_area_of(ranks),
+        }
     if "smooth_ece" in names:
         step = max(1, RESAMPLE_ENTRIES // SMOOTH_CELLS)
-        residuals = group_sums(counts * gap, smooth_cells(examples.confidence), SMOOTH_CELLS) / total
-        values["smooth_ece"] = np.concatenate([smooth_of(residuals[start : start + step]) for start in range(0, len(counts), step)])
+        residuals = (
+            group_sums(counts * gap, smooth_cells(examples.confidence), SMOOTH_CELLS) / total
+        )
+        values["smooth_ece"] = np.concatenate(
+            [smooth_of(residuals[start : start + step]) for start in range(0, len(counts), step)]
+        )
     return {name: values[name] for name in values if name in names}
 
 # %% ../nbs/40a_bootstrap.ipynb #b0637ed0
@@ -111,14 +128,20 @@ def classwise_table(
     parts = []
     for block, block_labels, _ in logit_blocks(logits, labels):
         probabilities = block.double().softmax(dim=1).numpy()
-        cells = bin_numbers(probabilities.ravel(), bins) + bins * np.tile(np.arange(classes), len(probabilities))
+        cells = bin_numbers(probabilities.ravel(), bins) + bins * np.tile(
+            np.arange(classes), len(probabilities)
+        )
         probabilities[np.arange(len(probabilities)), block_labels.numpy()] -= 1
         parts.append((probabilities.ravel(), cells))
     values, columns = (np.concatenate(part) for part in zip(*parts))
-    return csr_matrix((values, columns, classes * np.arange(rows + 1)), shape=(rows, classes * bins))
+    return csr_matrix(
+        (values, columns, classes * np.arange(rows + 1)), shape=(rows, classes * bins)
+    )
 
 # %% ../nbs/40a_bootstrap.ipynb #ee95eb46
-PUSHED_UP = frozenset({"ece", "adaptive_ece", "classwise_ece", "mce", "smooth_ece"})  # noise can only raise them
+PUSHED_UP = frozenset(
+    {"ece", "adaptive_ece", "classwise_ece", "mce", "smooth_ece"}
+)  # noise can only raise them
 LARGEST_VALUE = {"brier": 2.0, "nll": math.inf}  # all others end at 1
 SMALLEST_VALUE = {"overconfidence": -1.0}  # all others begin at 0
 
@@ -139,8 +162,21 @@ def interval(
     return float(min(low, value)), float(max(high, value))
 
 # %% ../nbs/40a_bootstrap.ipynb #f9b48fcf
-METRIC_NAMES = ("ece", "adaptive_ece", "classwise_ece", "debiased_ece", "mce", "smooth_ece", "brier", "top_label_brier",
-                "nll", "overconfidence", "mean_confidence", "confidence_auroc", "area_under_risk_coverage")
+METRIC_NAMES = (
+    "ece",
+    "adaptive_ece",
+    "classwise_ece",
+    "debiased_ece",
+    "mce",
+    "smooth_ece",
+    "brier",
+    "top_label_brier",
+    "nll",
+    "overconfidence",
+    "mean_confidence",
+    "confidence_auroc",
+    "area_under_risk_coverage",
+)
 
 
 def check_request(
@@ -149,7 +185,13 @@ def check_request(
     level: float,  # in (0, 1)
 ) -> list[str]:  # names of metrics
     "Refuse unknown metrics, a level outside (0, 1) and fewer than one resample."
-    names = list(METRIC_NAMES) if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
+    names = (
+        list(METRIC_NAMES)
+        if metrics is None
+        else [metrics]
+        if isinstance(metrics, str)
+        else list(metrics)
+    )
     for name in names:
         if name not in METRIC_NAMES:
             close = difflib.get_close_matches(str(name), METRIC_NAMES) or list(METRIC_NAMES)
@@ -180,9 +222,14 @@ def bootstrap_intervals(
     for counts in resample_counts(len(order), resamples, seed):
         block = resampled_metrics(ordered, counts, bins, set(names))
         if cells is not None:
-            block["classwise_ece"] = np.abs(cells.T @ counts.T).sum(axis=0) * bins / (len(order) * cells.shape[1])
+            block["classwise_ece"] = (
+                np.abs(cells.T @ counts.T).sum(axis=0) * bins / (len(order) * cells.shape[1])
+            )
         for name in names:
             parts[name].append(block[name])
-    rows = [(name, values[name], *interval(name, values[name], np.concatenate(parts[name]), level)) for name in names]
+    rows = [
+        (name, values[name], *interval(name, values[name], np.concatenate(parts[name]), level))
+        for name in names
+    ]
     frame = pd.DataFrame(rows, columns=["metric", "value", "low", "high"])
     return frame.assign(n=len(order), resamples=resamples)

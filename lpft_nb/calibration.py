@@ -29,7 +29,9 @@ BLOCK_ENTRIES = 2**19  # numbers in a block; a few copies of it stay in the proc
 def logit_blocks(
     logits,  # (N, C) raw scores, C >= 2, tensor or array of any real type, on any device
     labels,  # (N,) integers in 0..C-1
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, slice]]:  # (n, C) float32 or float64 and (n,) int64, on the CPU; which rows
+) -> Iterator[
+    tuple[torch.Tensor, torch.Tensor, slice]
+]:  # (n, C) float32 or float64 and (n,) int64, on the CPU; which rows
     "Walk over the rows without copying all of them; `ValueError` where no number could be trusted."
     logits = torch.as_tensor(logits).detach()
     if logits.ndim != 2 or len(logits) == 0 or logits.shape[1] < 2:
@@ -41,11 +43,19 @@ def logit_blocks(
         block = logits[start : start + step].to("cpu", wide).contiguous()
         if not block.sum().isfinite() and not block.isfinite().all():
             row = start + int((~block.isfinite().all(dim=1)).nonzero()[0])
-            raise ValueError(f"logits hold NaN or infinity, first in row {row} of {len(logits)}: training diverged")
-        like_probabilities = like_probabilities and looks_like_probabilities(block[:1]) and looks_like_probabilities(block)
+            raise ValueError(
+                f"logits hold NaN or infinity, first in row {row} of {len(logits)}: training diverged"
+            )
+        like_probabilities = (
+            like_probabilities
+            and looks_like_probabilities(block[:1])
+            and looks_like_probabilities(block)
+        )
         yield block, labels[start : start + step], slice(start, start + len(block))
     if like_probabilities:
-        raise ValueError("logits look like probabilities (rows nonnegative, summing to 1): pass the scores before softmax")
+        raise ValueError(
+            "logits look like probabilities (rows nonnegative, summing to 1): pass the scores before softmax"
+        )
 
 # %% ../nbs/40_calibration.ipynb #56f36f77
 LOG2_E = 1.4426950408889634
@@ -59,13 +69,18 @@ def top_label(
     found = scratch = None
     for block, block_labels, rows in logit_blocks(logits, labels):
         if found is None:
-            found, scratch = torch.empty(2, len(logits), dtype=torch.float64), torch.empty_like(block)
+            found, scratch = (
+                torch.empty(2, len(logits), dtype=torch.float64),
+                torch.empty_like(block),
+            )
         scratch = scratch[: len(block)]
         largest = block.amax(dim=1, keepdim=True)
         torch.sub(block, largest, out=scratch).mul_(LOG2_E).exp2_()
         confidence = scratch.sum(dim=1).reciprocal_()
         correct = block.gather(1, block_labels[:, None]) == largest
-        if scratch.floor_().sum() != len(block):  # somewhere a second class has the largest logit, or nearly
+        if scratch.floor_().sum() != len(
+            block
+        ):  # somewhere a second class has the largest logit, or nearly
             correct = block.argmax(dim=1, keepdim=True) == block_labels[:, None]
         found[0, rows], found[1, rows] = confidence, correct.squeeze(1)
     confidence, correct = found.numpy()
@@ -125,7 +140,9 @@ def bin_numbers(
     "The bin of every value."
     edges = np.linspace(0, 1, check_bins(bins) + 1)
     edges[[0, -1]] = -np.inf, np.inf
-    numbers = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)  # right but for rounding at an edge
+    numbers = np.clip(
+        np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1
+    )  # right but for rounding at an edge
     numbers -= confidence <= edges[numbers]
     numbers += confidence > edges[numbers + 1]
     return numbers
@@ -138,7 +155,9 @@ def bin_sums(
 ) -> BinSums:  # (B,) each
     "Count, summed confidence and right answers of each bin."
     sums = np.zeros((3, check_bins(bins)))
-    for start in range(0, len(confidence), 2**14):  # what is computed on the way stays in the processor's cache
+    for start in range(
+        0, len(confidence), 2**14
+    ):  # what is computed on the way stays in the processor's cache
         part, right = confidence[start : start + 2**14], correct[start : start + 2**14]
         numbers = bin_numbers(part, bins)
         sums += [np.bincount(numbers, weights, bins) for weights in (None, part, right)]
@@ -229,7 +248,9 @@ def adaptive_of(
     reached, gained, total = counts.cumsum(-1), gaps.cumsum(-1), int(counts[0].sum())
     cuts = np.arange(1, bins + 1) * total // bins
     rows = np.arange(len(counts))[:, None]
-    place = np.searchsorted((reached + rows * (total + 1)).ravel(), (cuts + rows * (total + 1)).ravel())
+    place = np.searchsorted(
+        (reached + rows * (total + 1)).ravel(), (cuts + rows * (total + 1)).ravel()
+    )
     place = place.reshape(len(counts), bins) - rows * counts.shape[1]
     beyond = (reached[rows, place] - cuts) / np.maximum(counts[rows, place], 1)
     gaps_of_bins = np.diff(gained[rows, place] - beyond * gaps[rows, place], prepend=0.0)
@@ -255,7 +276,9 @@ def smooth_of(
     low, high = np.zeros(residuals.shape[:-1]), np.ones(residuals.shape[:-1])
     for _ in range(26):
         width = (low + high) / 2
-        smoothed = idct(waves * np.exp(-((frequencies * width[..., None]) ** 2) / 2), type=2, axis=-1)
+        smoothed = idct(
+            waves * np.exp(-((frequencies * width[..., None]) ** 2) / 2), type=2, axis=-1
+        )
         larger = np.abs(smoothed).sum(-1) > width
         low, high = np.where(larger, width, low), np.where(larger, high, width)
     return (low + high) / 2
@@ -323,7 +346,9 @@ def overconfidence(
     return float(confidence.mean() - correct.mean())
 
 
-def auroc_of(ranks: Ranked) -> np.ndarray:  # (…) in [0, 1]; NaN without right or without wrong answers
+def auroc_of(
+    ranks: Ranked,
+) -> np.ndarray:  # (…) in [0, 1]; NaN without right or without wrong answers
     "Probability that a right answer has more confidence than a wrong one, ties counted half."
     wrong = ranks.counts - ranks.correct
     below = wrong.cumsum(-1) - wrong / 2
@@ -343,7 +368,9 @@ def confidence_auroc(
 class RiskCoverage(NamedTuple):
     "Error rate among the most confident examples."
 
-    coverage: np.ndarray  # (G,) share of examples kept, rising to 1; one point for each different confidence
+    coverage: (
+        np.ndarray
+    )  # (G,) share of examples kept, rising to 1; one point for each different confidence
     risk: np.ndarray  # (G,) error rate among those kept
     area: float  # mean risk over coverage 1/N, 2/N, …, 1
 
@@ -383,7 +410,10 @@ def calibration_metrics(
     bins: int = 15,  # of the binned errors
 ) -> dict[str, float]:  # thirteen numbers under fixed names
     "All measures of this chapter, from two walks over the logits."
-    classwise, examples = classwise_calibration_error(logits, labels, bins), per_example(logits, labels)
+    classwise, examples = (
+        classwise_calibration_error(logits, labels, bins),
+        per_example(logits, labels),
+    )
     gap = examples.confidence - examples.correct
     sums = bin_sums(examples.confidence, examples.correct, bins)
     ranks = ranked(examples.confidence, examples.correct)
@@ -393,7 +423,9 @@ def calibration_metrics(
         "classwise_ece": classwise,
         "debiased_ece": np.sqrt(np.maximum(debiased_square_of(sums), 0)),
         "mce": mce_of(sums),
-        "smooth_ece": smooth_of(np.bincount(smooth_cells(examples.confidence), gap, SMOOTH_CELLS) / len(gap)),
+        "smooth_ece": smooth_of(
+            np.bincount(smooth_cells(examples.confidence), gap, SMOOTH_CELLS) / len(gap)
+        ),
         "brier": examples.brier.mean(),
         "top_label_brier": np.square(gap).mean(),
         "nll": examples.nll.mean(),

@@ -24,11 +24,17 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto import modeling_auto
-from lpft_nb.checkpoints import (
-    ClassifierError, load_config, load_tokenizer, locate, quiet_transformers, refuse_incomplete, take_hub_options,
+from lpft_nb.models.checkpoints import (
+    ClassifierError,
+    load_config,
+    load_tokenizer,
+    locate,
+    quiet_transformers,
+    refuse_incomplete,
+    take_hub_options,
 )
-from .configuration import ClassifierConfig
-from .lora import inject_lora
+from .models.configuration import ClassifierConfig
+from .models.lora import inject_lora
 
 
 logger = logging.getLogger("lpft_nb")
@@ -67,7 +73,9 @@ def learned_positions(
 ) -> tuple[int, int | None]:  # first position, and how many tokens fit (None: no table, no limit)
     "Find the table of learned positions; RoBERTa-like tables start after their padding row."
     for name, module in backbone.named_modules():
-        if name.rsplit(".", 1)[-1] in ("position_embeddings", "wpe") and isinstance(module, nn.Embedding):
+        if name.rsplit(".", 1)[-1] in ("position_embeddings", "wpe") and isinstance(
+            module, nn.Embedding
+        ):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             return offset, module.num_embeddings - offset
     return 0, None
@@ -169,9 +177,13 @@ def set_head(
     for name, value in given.items():
         own = getattr(head, name)
         if own is None:
-            raise ValueError("bias given, but this head has none; build the model with head_bias=True")
+            raise ValueError(
+                "bias given, but this head has none; build the model with head_bias=True"
+            )
         if tuple(value.shape) != tuple(own.shape):
-            raise ValueError(f"head {name} must have shape {tuple(own.shape)}, got {tuple(value.shape)}")
+            raise ValueError(
+                f"head {name} must have shape {tuple(own.shape)}, got {tuple(value.shape)}"
+            )
         if not torch.isfinite(value).all():
             raise ValueError(f"head {name} holds NaN or infinity")
     head.weight.copy_(weight)
@@ -187,20 +199,28 @@ def text_rows(
     if isinstance(columns, list):
         names = [name for name in columns if name != "label"]
         if len(names) not in (1, 2):
-            raise ValueError(f"expected one or two text columns besides 'label', got {names}; drop the others")
+            raise ValueError(
+                f"expected one or two text columns besides 'label', got {names}; drop the others"
+            )
         rows = list(zip(*(data[name] for name in names)))
     elif isinstance(data, list):
         rows = [row if isinstance(row, tuple) else (row,) for row in data]
     else:
-        raise TypeError(f"expected a Dataset or a list of texts or pairs, got {type(data).__name__}; wrap one text in a list")
+        raise TypeError(
+            f"expected a Dataset or a list of texts or pairs, got {type(data).__name__}; wrap one text in a list"
+        )
     if not rows:
         raise ValueError("no texts: the list or data set is empty")
     for index, row in enumerate(rows):
         if len(row) != len(rows[0]) or len(row) > 2:
-            raise ValueError(f"example {index} has {len(row)} texts, the first one has {len(rows[0])}; one or two are allowed")
+            raise ValueError(
+                f"example {index} has {len(row)} texts, the first one has {len(rows[0])}; one or two are allowed"
+            )
         for text in row:
             if not isinstance(text, str):
-                raise TypeError(f"example {index} holds {type(text).__name__} {text!r:.60}, expected text")
+                raise TypeError(
+                    f"example {index} holds {type(text).__name__} {text!r:.60}, expected text"
+                )
     return rows
 
 # %% ../nbs/02_classifier.ipynb #757c9566
@@ -233,7 +253,9 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def pad_encoded(
-    encoded: list[dict[str, list[int]]],  # from `encode`; input_ids, attention_mask, maybe token_type_ids
+    encoded: list[
+        dict[str, list[int]]
+    ],  # from `encode`; input_ids, attention_mask, maybe token_type_ids
     pad_token_id: int = 0,  # the id that fills input_ids; the mask hides it
     side: str = "right",  # "right" or "left"
 ) -> dict[str, torch.Tensor]:  # (N, T) each; T is the longest example here
@@ -242,7 +264,9 @@ def pad_encoded(
         raise ValueError("no examples to pad")
     names = list(encoded[0])
     if not {"input_ids", "attention_mask"} <= set(names) <= set(MODEL_INPUTS):
-        raise ValueError(f"expected the keys {', '.join(MODEL_INPUTS)} (the last is optional), got {names}")
+        raise ValueError(
+            f"expected the keys {', '.join(MODEL_INPUTS)} (the last is optional), got {names}"
+        )
     fill = {"input_ids": pad_token_id, "attention_mask": 0, "token_type_ids": 0}
     longest = max(len(example["input_ids"]) for example in encoded)
     padded = {}
@@ -261,9 +285,14 @@ def unpad(
 ) -> list[dict[str, list[int]]]:  # unpadded examples
     "Undo padding, on whichever side it stands."
     if not {"input_ids", "attention_mask"} <= set(batch) <= set(MODEL_INPUTS):
-        raise ValueError(f"expected the keys {', '.join(MODEL_INPUTS)} (the last is optional), got {sorted(batch)}")
+        raise ValueError(
+            f"expected the keys {', '.join(MODEL_INPUTS)} (the last is optional), got {sorted(batch)}"
+        )
     kept = batch["attention_mask"].bool()
-    columns = {name: [row[keep].tolist() for row, keep in zip(table, kept)] for name, table in batch.items()}
+    columns = {
+        name: [row[keep].tolist() for row, keep in zip(table, kept)]
+        for name, table in batch.items()
+    }
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 # %% ../nbs/02_classifier.ipynb #e795e64d
@@ -272,7 +301,9 @@ def tokenizer_of(
 ):  # its tokenizer
     "The model's tokenizer, or an error that says how to get one."
     if model.tokenizer is None:
-        raise ClassifierError("this model has no tokenizer: its directory had none; set model.tokenizer, or pass encoded examples")
+        raise ClassifierError(
+            "this model has no tokenizer: its directory had none; set model.tokenizer, or pass encoded examples"
+        )
     return model.tokenizer
 
 
@@ -285,7 +316,9 @@ def check_max_length(
         raise ValueError(f"max_length must be a positive number of tokens, got {max_length!r}")
     limit = model.position_limit
     if limit is not None and max_length > limit:
-        raise ValueError(f"max_length {max_length} is more than the {limit} positions of this backbone; pass max_length={limit} or less")
+        raise ValueError(
+            f"max_length {max_length} is more than the {limit} positions of this backbone; pass max_length={limit} or less"
+        )
     special = 0 if model.tokenizer is None else model.tokenizer.num_special_tokens_to_add(pair=True)
     if max_length <= special:
         raise ValueError(f"max_length {max_length} leaves no room beside {special} special tokens")
@@ -299,14 +332,20 @@ def check_batch(
 ) -> None:
     "Refuse a batch whose features would be wrong but plausible."
     if input_ids is None or attention_mask is None:
-        raise ValueError("input_ids and attention_mask are both needed; pass what `tokenize` returns")
+        raise ValueError(
+            "input_ids and attention_mask are both needed; pass what `tokenize` returns"
+        )
     if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape or input_ids.numel() == 0:
-        raise ValueError(f"input_ids and attention_mask must share one shape (N, T), got {tuple(input_ids.shape)} and {tuple(attention_mask.shape)}")
+        raise ValueError(
+            f"input_ids and attention_mask must share one shape (N, T), got {tuple(input_ids.shape)} and {tuple(attention_mask.shape)}"
+        )
     lengths = attention_mask.sum(dim=1)
     if (lengths == 0).any():
         raise ValueError("an example has no real token: its row of attention_mask is all zero")
     if model.position_limit is not None and lengths.max() > model.position_limit:
-        raise ValueError(f"{int(lengths.max())} tokens are more than the {model.position_limit} positions of this backbone; cut at max_length")
+        raise ValueError(
+            f"{int(lengths.max())} tokens are more than the {model.position_limit} positions of this backbone; cut at max_length"
+        )
 
 # %% ../nbs/02_classifier.ipynb #0a02e944
 def compute_features(
@@ -320,7 +359,9 @@ def compute_features(
     batch = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
     if token_type_ids is not None:
         if not model.takes_token_types:
-            raise ValueError(f"{type(model.backbone).__name__} has no token types; leave token_type_ids out")
+            raise ValueError(
+                f"{type(model.backbone).__name__} has no token types; leave token_type_ids out"
+            )
         batch["token_type_ids"] = token_type_ids
     batch = move_padding_right(batch)
     if model.takes_positions:
@@ -335,14 +376,20 @@ NO_LABEL = -(2**31)  # a label that no data set holds: PyTorch would skip -100 i
 def cross_entropy(
     logits: torch.Tensor,  # (N, C) raw scores
     labels: torch.Tensor,  # (N,) integers in [0, C)
-    count: torch.Tensor | int | None = None,  # examples in the whole optimiser step; None: those of this batch
+    count: torch.Tensor
+    | int
+    | None = None,  # examples in the whole optimiser step; None: those of this batch
 ) -> torch.Tensor:  # scalar: the mean, or this batch's share of the step's mean
     "Cross-entropy in at least float32; a label outside [0, C) is an error, never ignored."
     if labels.ndim != 1 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
-        raise ValueError(f"labels must be integers of shape ({logits.shape[0]},), got {labels.dtype} {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must be integers of shape ({logits.shape[0]},), got {labels.dtype} {tuple(labels.shape)}"
+        )
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    total = nn.functional.cross_entropy(logits, labels.long(), reduction="sum", ignore_index=NO_LABEL)
+    total = nn.functional.cross_entropy(
+        logits, labels.long(), reduction="sum", ignore_index=NO_LABEL
+    )
     return total / (len(labels) if count is None else count)
 
 # %% ../nbs/02_classifier.ipynb #62d727f2
@@ -395,12 +442,14 @@ class LoadingInterface:
     def from_pretrained(
         cls,
         name,  # an embedded name, a local directory (a saved Classifier or any backbone), or a hub id
-        num_labels: int | None = None,  # C; needed for a backbone, checked against a saved Classifier
+        num_labels: int
+        | None = None,  # C; needed for a backbone, checked against a saved Classifier
         pooling: str | None = None,  # "cls", "last" or "mean"; None: by the kind of backbone
         seed: int = 0,  # of a new head
         max_length: int | None = None,  # tokens; None: 128, or what a saved Classifier says
         head_bias: bool | None = None,  # None: yes, or what a saved Classifier says
-        head_dropout: float | None = None,  # probability; None: 0.1, or what a saved Classifier says
+        head_dropout: float
+        | None = None,  # probability; None: 0.1, or what a saved Classifier says
         label_names=None,  # C names; None: LABEL_0, …, or what a saved Classifier says
         dtype: torch.dtype | None = None,  # None: float32, or that of a saved Classifier
         attention: str | None = None,  # "sdpa" or "eager"; None: sdpa where the backbone has it
@@ -408,16 +457,22 @@ class LoadingInterface:
         **options,  # revision, token, cache_dir for the hub; the rest goes to transformers
     ):
         "Load f with its tokenizer, in evaluation mode; a backbone gets a new head."
-        asked = dict(pooling=pooling, max_tokens=max_length, head_bias=head_bias, head_dropout=head_dropout)
+        asked = dict(
+            pooling=pooling, max_tokens=max_length, head_bias=head_bias, head_dropout=head_dropout
+        )
         asked = {field: value for field, value in asked.items() if value is not None}
         directory, source = locate(name, trust_remote_code, **take_hub_options(options))
         config = options.pop("config", None) or load_config(directory, trust_remote_code)
         if isinstance(config, ClassifierConfig):
             settle(config, num_labels, label_names, source, asked)
-            model = load_saved(super().from_pretrained, directory, config, dtype, attention, options)
+            model = load_saved(
+                super().from_pretrained, directory, config, dtype, attention, options
+            )
         else:
             labels = label_map(num_labels, label_names)
-            backbone = load_backbone(directory, config, dtype, attention, trust_remote_code, options)
+            backbone = load_backbone(
+                directory, config, dtype, attention, trust_remote_code, options
+            )
             model = new_classifier(cls, backbone, labels, seed, source=source, **asked)
         model.tokenizer = load_tokenizer(directory, trust_remote_code)
         check_max_length(model, model.max_length)
@@ -427,7 +482,9 @@ class LoadingInterface:
 class SavingInterface:
     "Saving the tokenizer beside the weights, for a PreTrainedModel with `tokenizer`."
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, **options) -> None:
+    def save_pretrained(
+        self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, **options
+    ) -> None:
         "Write configuration, weights (safetensors) and tokenizer; push_to_hub sends them to repo_id as well."
         hub = take_hub_options(options)
         with quiet_transformers():
@@ -443,11 +500,18 @@ class TemperatureInterface:
 
     def with_temperature(self, temperature: float):
         "A copy whose logits are divided by T > 0 (head V/T, b/T); labels stay, probabilities get softer for T > 1."
-        if not (isinstance(temperature, (int, float)) and 0 < temperature < float("inf")) or temperature is True:
-            raise ValueError(f"temperature must be a positive finite number, got {temperature!r}: see fit_temperature")
+        if (
+            not (isinstance(temperature, (int, float)) and 0 < temperature < float("inf"))
+            or temperature is True
+        ):
+            raise ValueError(
+                f"temperature must be a positive finite number, got {temperature!r}: see fit_temperature"
+            )
         softer = copy.deepcopy(self)
         bias = softer.head.bias
-        set_head(softer, softer.head.weight / temperature, None if bias is None else bias / temperature)
+        set_head(
+            softer, softer.head.weight / temperature, None if bias is None else bias / temperature
+        )
         return softer
 
 # %% ../nbs/02_classifier.ipynb #5190d8b5
@@ -464,12 +528,20 @@ def refuse_options(
     others: dict,  # keyword arguments of `forward` beyond its own
 ) -> None:
     "Pass over what other libraries hand in empty (None, False, return_dict=True); refuse the rest."
-    used = [name for name, value in others.items() if not (value is None or value is False or name == "return_dict")]
+    used = [
+        name
+        for name, value in others.items()
+        if not (value is None or value is False or name == "return_dict")
+    ]
     if used or others.get("return_dict") is False:
-        raise TypeError(f"unexpected arguments {used or ['return_dict=False']}: a Classifier takes input_ids, attention_mask, token_type_ids and labels")
+        raise TypeError(
+            f"unexpected arguments {used or ['return_dict=False']}: a Classifier takes input_ids, attention_mask, token_type_ids and labels"
+        )
 
 # %% ../nbs/02_classifier.ipynb #0b691533
-class Classifier(TextInterface, LoadingInterface, SavingInterface, TemperatureInterface, PreTrainedModel):
+class Classifier(
+    TextInterface, LoadingInterface, SavingInterface, TemperatureInterface, PreTrainedModel
+):
     "f(x) = V φ(x) + b: a backbone, a pooling rule and a linear head."
 
     config_class = ClassifierConfig
@@ -482,15 +554,21 @@ class Classifier(TextInterface, LoadingInterface, SavingInterface, TemperatureIn
         "Build with random weights, or around a backbone that is already loaded."
         super().__init__(config)
         config.pooling = choose_pooling(config.backbone, config.pooling)
-        self.backbone = build_backbone(config.backbone) if backbone is None else keep_weights(backbone)
+        self.backbone = (
+            build_backbone(config.backbone) if backbone is None else keep_weights(backbone)
+        )
         if config.lora:
             inject_lora(self.backbone, **config.lora)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(config.hidden_size, config.num_labels, config.head_bias, dtype=self.backbone.dtype)
+        self.head = nn.Linear(
+            config.hidden_size, config.num_labels, config.head_bias, dtype=self.backbone.dtype
+        )
         self.tokenizer = None
         accepted = inspect.signature(type(self.backbone).forward).parameters
         self.takes_positions = "position_ids" in accepted
-        self.takes_token_types = "token_type_ids" in accepted and getattr(config.backbone, "type_vocab_size", 0) > 1
+        self.takes_token_types = (
+            "token_type_ids" in accepted and getattr(config.backbone, "type_vocab_size", 0) > 1
+        )
         self.fixed_inputs = {"use_cache": False} if "use_cache" in accepted else {}
         self.position_offset, self.position_limit = learned_positions(self.backbone)
         self.post_init()
@@ -500,7 +578,13 @@ class Classifier(TextInterface, LoadingInterface, SavingInterface, TemperatureIn
         return compute_features(self, input_ids, attention_mask, token_type_ids)
 
     def forward(
-        self, input_ids=None, attention_mask=None, token_type_ids=None, labels=None, num_items_in_batch=None, **others
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        labels=None,
+        num_items_in_batch=None,
+        **others,
     ) -> SequenceClassifierOutput:
         "Logits (N, C), and the mean cross-entropy where labels (N,) are given."
         refuse_options(others)
@@ -544,7 +628,9 @@ def collect(
     data,  # encoded examples, a padded batch, or whatever `encode` takes
     batch_size: int,  # examples at a time
     compute,  # from a batch (dict of tensors) to a tensor (n, …)
-) -> torch.Tensor:  # (N, …) on the CPU, in the order of data; float32, or float64 for a float64 model
+) -> (
+    torch.Tensor
+):  # (N, …) on the CPU, in the order of data; float32, or float64 for a float64 model
     "Run length-sorted batches and return the rows in their first order."
     encoded = as_encoded(model, data)
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]["input_ids"]))
@@ -557,7 +643,9 @@ def collect(
     rows = torch.cat(parts)
     if not torch.isfinite(rows).all():
         wrong = int((~torch.isfinite(rows)).flatten(1).any(dim=1).sum())
-        raise ValueError(f"{wrong} of {len(rows)} rows are NaN or infinite; check the weights and the dtype {model.dtype}")
+        raise ValueError(
+            f"{wrong} of {len(rows)} rows are NaN or infinite; check the weights and the dtype {model.dtype}"
+        )
     return rows[torch.tensor(order).argsort()]
 
 # %% ../nbs/02_classifier.ipynb #7a76a5e4
@@ -632,15 +720,23 @@ def new_classifier(
 # %% ../nbs/02_classifier.ipynb #1f1cf472
 def label_map(
     num_labels: int | None,  # C
-    label_names: list[str] | tuple[str, ...] | None,  # one for each class; None: LABEL_0, LABEL_1, …
+    label_names: list[str]
+    | tuple[str, ...]
+    | None,  # one for each class; None: LABEL_0, LABEL_1, …
 ) -> dict[int, str]:  # class to name
     "Name the classes."
     if num_labels is None and label_names is None:
-        raise ClassifierError("num_labels is needed for a backbone without a head of ours; pass num_labels=task.num_labels")
+        raise ClassifierError(
+            "num_labels is needed for a backbone without a head of ours; pass num_labels=task.num_labels"
+        )
     count = len(label_names) if num_labels is None else num_labels
     if isinstance(count, bool) or not isinstance(count, int) or count < 2:
         raise ClassifierError(f"num_labels must be an integer of at least 2, got {count!r}")
-    names = [f"LABEL_{index}" for index in range(count)] if label_names is None else [str(name) for name in label_names]
+    names = (
+        [f"LABEL_{index}" for index in range(count)]
+        if label_names is None
+        else [str(name) for name in label_names]
+    )
     if len(names) != count or len(set(names)) != count:
         raise ClassifierError(f"expected {count} different label names, got {names}")
     return dict(enumerate(names))
@@ -683,6 +779,8 @@ def load_saved(
     "Load a saved Classifier; head and backbone must both be complete."
     own = {} if attention is None else {"attn_implementation": attention}
     with quiet_transformers():
-        model, report = load(directory, config=config, dtype=dtype or "auto", **LOADING, **own, **options)
+        model, report = load(
+            directory, config=config, dtype=dtype or "auto", **LOADING, **own, **options
+        )
     refuse_incomplete(report, directory.name)
     return model

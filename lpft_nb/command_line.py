@@ -21,7 +21,7 @@ from .experiments import ParameterError, RunFailed
 # %% ../nbs/11a_command_line.ipynb #b0c701cf
 def show_list(options: argparse.Namespace) -> int:
     "Print the experiments with their parameters, the tasks and the embedded models."
-    from lpft_nb.checkpoints import EMBEDDED_MODELS
+    from lpft_nb.models.checkpoints import EMBEDDED_MODELS
     from lpft_nb.experiments import load_experiment, notebook_folder
     from lpft_nb.tasks import list_tasks
 
@@ -30,10 +30,15 @@ def show_list(options: argparse.Namespace) -> int:
         experiment = load_experiment(path)
         print(f"\n  {experiment.name}: {experiment.summary}")
         for parameter in experiment.parameters.values():
-            print(f"    {parameter.name:20} {parameter.help} [{parameter.kind}; {parameter.default!r}]")
+            print(
+                f"    {parameter.name:20} {parameter.help} [{parameter.kind}; {parameter.default!r}]"
+            )
     print("\nTasks (or a directory with train, validation and test as .jsonl, .csv or .parquet)\n")
     for row in list_tasks().itertuples():
-        print(f"    {row.name:20} {row.classes} classes, {row.kind}: {row.source}" + ("" if row.tried else " (not tried)"))
+        print(
+            f"    {row.name:20} {row.classes} classes, {row.kind}: {row.source}"
+            + ("" if row.tried else " (not tried)")
+        )
     print("\nModels (or any hub id or directory of an encoder or decoder)\n")
     for name, model in EMBEDDED_MODELS.items():
         print(f"    {name:20} {model['id']}")
@@ -48,7 +53,9 @@ def requested_parameters(pairs: list[list[str]], output: str | None) -> dict[str
         requested["output"] = output
     if len(requested) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ParameterError(f"given twice: {', '.join(sorted({name for name in names if names.count(name) > 1}))}")
+        raise ParameterError(
+            f"given twice: {', '.join(sorted({name for name in names if names.count(name) > 1}))}"
+        )
     return requested
 
 # %% ../nbs/11a_command_line.ipynb #ec166e54
@@ -61,7 +68,9 @@ def parameters_of_file(path: str | None) -> dict:
     except (OSError, yaml.YAMLError) as error:
         raise ParameterError(f"cannot read the parameter file {path}: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ParameterError(f"{path}: expected lines of `name: value`, found {type(found).__name__}")
+        raise ParameterError(
+            f"{path}: expected lines of `name: value`, found {type(found).__name__}"
+        )
     return found
 
 # %% ../nbs/11a_command_line.ipynb #844096c4
@@ -75,7 +84,9 @@ def show_plan(name: str, requested: dict) -> int:
     waiting = table[table["state"] != "finished"]
     print(table.to_string(index=False))
     print(f"\n{runs[0].identity['task']['name']}: {sizes}")
-    print(f"{len(waiting)} of {len(table)} runs to make, {waiting['steps'].sum()} training steps; records go to {Path(parameters['output']) / name}")
+    print(
+        f"{len(waiting)} of {len(table)} runs to make, {waiting['steps'].sum()} training steps; records go to {Path(parameters['output']) / name}"
+    )
     return 0
 
 
@@ -86,7 +97,9 @@ def show_run(options: argparse.Namespace) -> int:
     if options.like is not None:
         return repeat(options)
     if options.experiment is None:
-        raise ParameterError("name an experiment (`lpft-nb list` shows them), or a record with --like")
+        raise ParameterError(
+            "name an experiment (`lpft-nb list` shows them), or a record with --like"
+        )
     requested = parameters_of_file(options.f) | requested_parameters(options.p, options.output)
     if options.dry_run:
         return show_plan(options.experiment, requested)
@@ -105,12 +118,16 @@ def repeat(options: argparse.Namespace) -> int:
     except (OSError, RecordError) as error:
         raise ParameterError(f"--like {options.like}: {error}") from error
     if options.experiment not in (None, original["experiment"]):
-        raise ParameterError(f"{options.like} is a record of {original['experiment']}, not of {options.experiment}")
+        raise ParameterError(
+            f"{options.like} is a record of {original['experiment']}, not of {options.experiment}"
+        )
     name = original["experiment"]
     with tempfile.TemporaryDirectory() as scratch:
         output = scratch if options.output is None else options.output
         if Path(output, name, f"{original['run_id']}.json").exists():
-            raise ParameterError(f"--output {output} holds this run already; name a folder without it")
+            raise ParameterError(
+                f"--output {output} holds this run already; name a folder without it"
+            )
         like = parameters_like(original, find_experiment(name).parameters)
         requested = like | requested_parameters(options.p, None) | {"output": output}
         if options.dry_run:
@@ -131,7 +148,9 @@ def report_differences(original: dict, repeated: dict, tolerance: float) -> int:
     if len(different):
         print(different.drop(columns="equal").to_string(index=False))
     largest = table["difference"].abs().max()
-    print(f"{len(table)} metrics compared, {len(different)} differ by more than {tolerance:g}; the largest difference is {largest:.3g}")
+    print(
+        f"{len(table)} metrics compared, {len(different)} differ by more than {tolerance:g}; the largest difference is {largest:.3g}"
+    )
     return 1 if len(different) else 0
 
 # %% ../nbs/11a_command_line.ipynb #3d145619
@@ -140,7 +159,13 @@ def show_results(options: argparse.Namespace) -> int:
     from lpft_nb.records import find_results, load_results, publish
 
     try:
-        folder = Path(options.directory) if options.directory else Path("runs") if options.publish else find_results()
+        folder = (
+            Path(options.directory)
+            if options.directory
+            else Path("runs")
+            if options.publish
+            else find_results()
+        )
         if options.publish:
             outcome = publish(folder, options.target)
             print(outcome.to_string(index=False) if len(outcome) else f"no records in {folder}")
@@ -154,20 +179,26 @@ def show_results(options: argparse.Namespace) -> int:
     shown = frame[frame["final"] & (frame["metric"] == "accuracy") & (frame["split"] != "train")]
     keys = ["experiment", "task", "model", "method", "split"]
     table = shown.groupby(keys, sort=False)["value"].agg(accuracy="mean", runs="size").reset_index()
-    print(table.to_string(index=False, float_format="{:.4f}".format) if len(table) else f"no finished runs in {folder}")
+    print(
+        table.to_string(index=False, float_format="{:.4f}".format)
+        if len(table)
+        else f"no finished runs in {folder}"
+    )
     return 0
 
 
 def show_cache(options: argparse.Namespace) -> int:
     "Print what the cache holds, or empty it."
-    from lpft_nb.cache import cache_info, clear_cache, format_size
+    from lpft_nb.store.cache import cache_info, clear_cache, format_size
 
     if options.clear:
         removed = clear_cache()
         print(f"removed {removed['entries']} entries, {format_size(removed['bytes'])}")
         return 0
     found = cache_info()
-    print(f"{found['directory']}\n{found['entries']} entries, {format_size(found['bytes'])} of at most {format_size(found['limit'])}")
+    print(
+        f"{found['directory']}\n{found['entries']} entries, {format_size(found['bytes'])} of at most {format_size(found['limit'])}"
+    )
     for kind, row in found["kinds"].items():
         print(f"    {kind:12} {row['entries']} entries, {format_size(row['bytes'])}")
     return 0
@@ -188,34 +219,80 @@ exit codes: 0 done, 1 a run failed or differs, 2 wrong usage or parameters, 130 
 
 def add_run_options(run: argparse.ArgumentParser) -> None:
     "The options of `run`."
-    run.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="a name that `lpft-nb list` shows")
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter; may be repeated")
-    run.add_argument("-f", metavar="FILE.yaml", help="take parameters from a file, such as those in sweeps/; -p goes over it")
-    run.add_argument("--output", metavar="DIR", help="folder for records and executed notebooks (default: runs)")
+    run.add_argument(
+        "experiment", nargs="?", metavar="EXPERIMENT", help="a name that `lpft-nb list` shows"
+    )
+    run.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter; may be repeated",
+    )
+    run.add_argument(
+        "-f",
+        metavar="FILE.yaml",
+        help="take parameters from a file, such as those in sweeps/; -p goes over it",
+    )
+    run.add_argument(
+        "--output", metavar="DIR", help="folder for records and executed notebooks (default: runs)"
+    )
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    run.add_argument("--like", metavar="RECORD.json", help="repeat the run of a record and report the differences")
-    run.add_argument("--tolerance", type=float, default=1e-6, help="for --like: largest difference, relative to max(1, value) (default: 1e-6)")
+    run.add_argument(
+        "--like",
+        metavar="RECORD.json",
+        help="repeat the run of a record and report the differences",
+    )
+    run.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-6,
+        help="for --like: largest difference, relative to max(1, value) (default: 1e-6)",
+    )
 
 # %% ../nbs/11a_command_line.ipynb #d2816df5
 def make_parser() -> argparse.ArgumentParser:
     "The command line's grammar."
-    parser = argparse.ArgumentParser(prog="lpft-nb", description="Linear probing then fine-tuning: run experiments, read results.",
-                                     epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="lpft-nb",
+        description="Linear probing then fine-tuning: run experiments, read results.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"lpft-nb {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, action, help: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=help, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        made = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         made.set_defaults(action=action)
         return made
 
     command("list", show_list, "show experiments with their parameters, tasks and models")
     add_run_options(command("run", show_run, "run an experiment, or show its plan"))
     results = command("results", show_results, "show the records in a folder, or publish them")
-    results.add_argument("directory", nargs="?", metavar="DIR", help="folder with records (default: results; with --publish: runs)")
+    results.add_argument(
+        "directory",
+        nargs="?",
+        metavar="DIR",
+        help="folder with records (default: results; with --publish: runs)",
+    )
     results.add_argument("--csv", action="store_true", help="all metrics as CSV")
-    results.add_argument("--publish", action="store_true", help="copy valid, finished records to the published ones")
-    results.add_argument("--target", default="results", metavar="DIR", help="for --publish: folder of the published records (default: results)")
+    results.add_argument(
+        "--publish", action="store_true", help="copy valid, finished records to the published ones"
+    )
+    results.add_argument(
+        "--target",
+        default="results",
+        metavar="DIR",
+        help="for --publish: folder of the published records (default: results)",
+    )
     cache = command("cache", show_cache, "show what is cached, or remove it")
     cache.add_argument("--clear", action="store_true", help="remove everything")
     return parser

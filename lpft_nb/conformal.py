@@ -78,7 +78,9 @@ class PredictionSets:
         "(N, C) bool, True where the class is in the example's set."
         logits = torch.as_tensor(logits)
         logits, _ = check_logits(logits, torch.zeros(len(logits), dtype=torch.long))
-        return torch.from_numpy(conformity_scores(logits, self.score, (self.seed, 1)) <= self.threshold)
+        return torch.from_numpy(
+            conformity_scores(logits, self.score, (self.seed, 1)) <= self.threshold
+        )
 
 
 def fit_conformal(
@@ -92,7 +94,9 @@ def fit_conformal(
     logits, labels = check_logits(logits, labels)
     own = conformity_scores(logits, score, (seed, 0))[np.arange(len(labels)), labels.numpy()]
     rank = conformal_rank(len(own), coverage)
-    return PredictionSets(float(np.partition(own, rank - 1)[rank - 1]), score, coverage, len(own), seed)
+    return PredictionSets(
+        float(np.partition(own, rank - 1)[rank - 1]), score, coverage, len(own), seed
+    )
 
 # %% ../nbs/42_conformal.ipynb #f0eda5b3
 def binomial_interval(
@@ -111,19 +115,34 @@ def judge_sets(
     sets: torch.Tensor,  # (N, C) bool, from PredictionSets.apply
     labels,  # (N,) integers in 0..C-1
     level: float = 0.95,  # of the interval
-) -> dict[str, float]:  # coverage with interval, mean size, shares of empty sets and of single classes, per-class minimum
+) -> dict[
+    str, float
+]:  # coverage with interval, mean size, shares of empty sets and of single classes, per-class minimum
     "How often the sets hold the label, and how large they are."
     sets, labels = torch.as_tensor(sets), torch.as_tensor(labels).long()
-    if sets.dtype != torch.bool or sets.ndim != 2 or labels.shape != sets.shape[:1] or len(labels) == 0:
-        raise ValueError(f"expected bool sets (N, C) and labels (N,), got {sets.dtype} {tuple(sets.shape)} and {tuple(labels.shape)}")
+    if (
+        sets.dtype != torch.bool
+        or sets.ndim != 2
+        or labels.shape != sets.shape[:1]
+        or len(labels) == 0
+    ):
+        raise ValueError(
+            f"expected bool sets (N, C) and labels (N,), got {sets.dtype} {tuple(sets.shape)} and {tuple(labels.shape)}"
+        )
     if labels.min() < 0 or labels.max() >= sets.shape[1]:
-        raise ValueError(f"labels must lie in 0..{sets.shape[1] - 1}, got {labels.min().item()}..{labels.max().item()}")
+        raise ValueError(
+            f"labels must lie in 0..{sets.shape[1] - 1}, got {labels.min().item()}..{labels.max().item()}"
+        )
     hits, sizes = sets.gather(1, labels[:, None]).squeeze(1), sets.sum(dim=1).double()
     low, high = binomial_interval(int(hits.sum()), len(hits), level)
     worst = min(hits[labels == k].double().mean().item() for k in labels.unique())
     return {
-        "coverage": hits.double().mean().item(), "coverage_low": low, "coverage_high": high, "coverage_worst_class": worst,
-        "mean_size": sizes.mean().item(), "share_empty": (sizes == 0).double().mean().item(),
+        "coverage": hits.double().mean().item(),
+        "coverage_low": low,
+        "coverage_high": high,
+        "coverage_worst_class": worst,
+        "mean_size": sizes.mean().item(),
+        "share_empty": (sizes == 0).double().mean().item(),
         "share_single": (sizes == 1).double().mean().item(),
     }
 
@@ -135,4 +154,6 @@ def coverage_range(
 ) -> tuple[float, float]:
     "Where the true coverage of a rule calibrated on n examples lies: quantiles of Beta(k, n + 1 - k)."
     rank, tail = conformal_rank(examples, coverage), (1 - level) / 2
-    return float(betaincinv(rank, examples + 1 - rank, tail)), float(betaincinv(rank, examples + 1 - rank, 1 - tail))
+    return float(betaincinv(rank, examples + 1 - rank, tail)), float(
+        betaincinv(rank, examples + 1 - rank, 1 - tail)
+    )

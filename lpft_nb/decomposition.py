@@ -36,7 +36,9 @@ def check_kernel(
         raise ValueError(f"{name} must be floating point, got {kernel.dtype}")
     if not kernel.isfinite().all():
         bad = (~kernel.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
-        raise ValueError(f"{name} holds NaN or infinity for {len(bad)} of {len(kernel)} examples, first {bad[:5]}")
+        raise ValueError(
+            f"{name} holds NaN or infinity for {len(bad)} of {len(kernel)} examples, first {bad[:5]}"
+        )
     return kernel.double()
 
 # %% ../nbs/22_decomposition.ipynb #671b801f
@@ -48,7 +50,9 @@ def check_square(
     checked = check_kernel(kernel, name)
     rows, classes, columns, _ = checked.shape
     if rows != columns:
-        raise ValueError(f"{name} must have the same examples on both sides, got {rows} and {columns}")
+        raise ValueError(
+            f"{name} must have the same examples on both sides, got {rows} and {columns}"
+        )
     matrix = checked.reshape(rows * classes, columns * classes)
     allowed = ASYMMETRY[torch.as_tensor(kernel).dtype] * matrix.norm()
     asymmetry = (matrix - matrix.T).norm()
@@ -75,7 +79,9 @@ def normalised_spectrum(
     "Singular values over the largest; `ValueError` for a kernel of zeros."
     values = singular_values(kernel)
     if values[0] == 0:
-        raise ValueError("the kernel is zero everywhere and has no spectrum: is the head zero, or everything frozen?")
+        raise ValueError(
+            "the kernel is zero everywhere and has no spectrum: is the head zero, or everything frozen?"
+        )
     return values / values[0]
 
 
@@ -97,12 +103,15 @@ def default_threshold(
 
 def numerical_rank(
     kernel,  # (N, C, M, C)
-    threshold: float | None = None,  # relative to the largest singular value; None: `default_threshold`
+    threshold: float
+    | None = None,  # relative to the largest singular value; None: `default_threshold`
 ) -> int:  # number of singular values above threshold · largest
     "Numerical rank at a stated relative threshold, equation (eq-numerical-rank)."
     threshold = default_threshold(kernel) if threshold is None else threshold
     if not 0 <= threshold < 1:
-        raise ValueError(f"threshold is relative to the largest singular value and lies in [0, 1), got {threshold!r}")
+        raise ValueError(
+            f"threshold is relative to the largest singular value and lies in [0, 1), got {threshold!r}"
+        )
     values = singular_values(kernel)
     return int((values > threshold * values[0]).sum())
 
@@ -124,11 +133,17 @@ def check_delta(
     "Refuse what cannot be the residuals of a cross-entropy on these examples."
     delta = torch.as_tensor(delta).detach().cpu().double()
     if delta.shape != (examples, classes):
-        raise ValueError(f"delta must have shape ({examples}, {classes}), one row an example of the kernel's right side, got {tuple(delta.shape)}")
+        raise ValueError(
+            f"delta must have shape ({examples}, {classes}), one row an example of the kernel's right side, got {tuple(delta.shape)}"
+        )
     if not delta.isfinite().all():
-        raise ValueError("delta holds NaN or infinity: take residuals(logits, labels) of finite logits")
+        raise ValueError(
+            "delta holds NaN or infinity: take residuals(logits, labels) of finite logits"
+        )
     if delta.abs().max() > 1 + 1e-6 or delta.sum(dim=1).abs().max() > 1e-3:
-        raise ValueError("delta must be one-hot minus softmax (entries in [-1, 1], rows summing to 0): pass residuals(logits, labels), not logits or labels")
+        raise ValueError(
+            "delta must be one-hot minus softmax (entries in [-1, 1], rows summing to 0): pass residuals(logits, labels), not logits or labels"
+        )
     return delta
 
 # %% ../nbs/22_decomposition.ipynb #0b44a4f7
@@ -155,12 +170,16 @@ def ft_ratio(
     "Length of F's part of a first-order step over the whole step, averaged, equation (eq-ft-ratio)."
     first, second = check_kernel(pretrain_effective, "P"), check_kernel(ft_effective, "F")
     if first.shape != second.shape:
-        raise ValueError(f"P and F must be kernels of the same examples, got shapes {tuple(first.shape)} and {tuple(second.shape)}")
+        raise ValueError(
+            f"P and F must be kernels of the same examples, got shapes {tuple(first.shape)} and {tuple(second.shape)}"
+        )
     delta = check_delta(delta, *first.shape[2:])
     from_backbone = apply_kernel(second, delta)
     whole = (apply_kernel(first, delta) + from_backbone).norm(dim=1)
     if (whole == 0).any():
-        raise ValueError(f"the first-order step is zero for {(whole == 0).sum()} of {len(whole)} examples: the ratio is not defined")
+        raise ValueError(
+            f"the first-order step is zero for {(whole == 0).sum()} of {len(whole)} examples: the ratio is not defined"
+        )
     return (from_backbone.norm(dim=1) / whole).mean().item()
 
 # %% ../nbs/22_decomposition.ipynb #a64a983b
@@ -175,13 +194,19 @@ def class_block_trace_norms(
     kernel,  # (N, C, M, C)
     labels,  # (N,) classes of the left side
     labels_right=None,  # (M,) classes of the right side; None: the same examples
-) -> torch.Tensor:  # (C, C) mean trace norm of the blocks between two classes; NaN where a class is absent
+) -> (
+    torch.Tensor
+):  # (C, C) mean trace norm of the blocks between two classes; NaN where a class is absent
     "Average the heat map of trace norms over pairs of classes."
     norms = block_trace_norms(kernel)
     classes = torch.as_tensor(kernel).shape[1]
-    left = torch.nn.functional.one_hot(check_labels(labels, norms.shape[0], classes), classes).double()
+    left = torch.nn.functional.one_hot(
+        check_labels(labels, norms.shape[0], classes), classes
+    ).double()
     right = labels if labels_right is None else labels_right
-    right = torch.nn.functional.one_hot(check_labels(right, norms.shape[1], classes), classes).double()
+    right = torch.nn.functional.one_hot(
+        check_labels(right, norms.shape[1], classes), classes
+    ).double()
     return left.T @ norms @ right / torch.outer(left.sum(dim=0), right.sum(dim=0))
 
 
@@ -192,7 +217,9 @@ def diagonal_excess(
     check_square(kernel)
     norms = block_trace_norms(kernel)
     if len(norms) < 2:
-        raise ValueError("the diagonal is compared with pairs of different examples and needs at least two, got one")
+        raise ValueError(
+            "the diagonal is compared with pairs of different examples and needs at least two, got one"
+        )
     own = norms.diagonal().mean()
     return (own / ((norms.sum() - norms.diagonal().sum()) / (norms.numel() - len(norms)))).item()
 
@@ -214,7 +241,9 @@ def kernel_target_alignment(
     matrix = check_square(kernel)
     target = torch.as_tensor(target).double()
     if target.numel() != len(matrix) or target.shape != torch.as_tensor(kernel).shape[:2]:
-        raise ValueError(f"target must have shape {tuple(torch.as_tensor(kernel).shape[:2])}, got {tuple(target.shape)}")
+        raise ValueError(
+            f"target must have shape {tuple(torch.as_tensor(kernel).shape[:2])}, got {tuple(target.shape)}"
+        )
     size = matrix.norm() * target.square().sum()
     if not size > 0:
         raise ValueError("alignment needs a kernel and a target that are not zero and hold no NaN")
@@ -227,9 +256,14 @@ def eigenvalues(
 ) -> torch.Tensor:  # (NC,) float64, descending, not below zero
     "Eigenvalues with rounding below zero removed; `ValueError` for an indefinite kernel."
     values = torch.linalg.eigvalsh(check_square(kernel)).flip(0)
-    allowed = max(default_threshold(kernel), ASYMMETRY[torch.as_tensor(kernel).dtype]) * values.abs().max()
+    allowed = (
+        max(default_threshold(kernel), ASYMMETRY[torch.as_tensor(kernel).dtype])
+        * values.abs().max()
+    )
     if values[-1] < -allowed:
-        raise ValueError(f"the kernel is not positive semi-definite: eigenvalue {values[-1]:.3g} beside {values[0]:.3g}; a tangent kernel is")
+        raise ValueError(
+            f"the kernel is not positive semi-definite: eigenvalue {values[-1]:.3g} beside {values[0]:.3g}; a tangent kernel is"
+        )
     return values.clamp(min=0)
 
 
@@ -239,7 +273,9 @@ def effective_dimension(
 ) -> float:  # in [0, NC]
     "Trace of K (K + ridge I)⁻¹: the number of directions that the ridge does not shrink away."
     if not (ridge > 0 and math.isfinite(ridge)):
-        raise ValueError(f"ridge must be a finite number > 0, got {ridge!r}; without a ridge the effective dimension is the rank")
+        raise ValueError(
+            f"ridge must be a finite number > 0, got {ridge!r}; without a ridge the effective dimension is the rank"
+        )
     values = eigenvalues(kernel)
     return (values / (values + ridge)).sum().item()
 
@@ -249,7 +285,11 @@ def condition_number(
 ) -> float:  # inf when the smallest eigenvalue is zero to rounding
     "Largest over smallest eigenvalue."
     values = eigenvalues(kernel)
-    return (values[0] / values[-1]).item() if values[-1] > default_threshold(kernel) * values[0] else math.inf
+    return (
+        (values[0] / values[-1]).item()
+        if values[-1] > default_threshold(kernel) * values[0]
+        else math.inf
+    )
 
 # %% ../nbs/22_decomposition.ipynb #f9bb695f
 def statistics_of(
@@ -264,7 +304,9 @@ def statistics_of(
         "rank": float(rank),
         "frobenius_norm": frobenius_norm(kernel),
         "trace": values.sum().item(),
-        "alignment": kernel_target_alignment(kernel, class_targets(labels, torch.as_tensor(kernel).shape[1])),
+        "alignment": kernel_target_alignment(
+            kernel, class_targets(labels, torch.as_tensor(kernel).shape[1])
+        ),
         "effective_dimension": effective_dimension(kernel, values.mean().item()),
         "condition_number": condition_number(kernel),
         "diagonal_excess": diagonal_excess(kernel),
@@ -283,7 +325,9 @@ def kernel_statistics(
     ratio = ft_ratio(pretrain_effective, ft_effective, delta)
     first, second = torch.as_tensor(pretrain_effective), torch.as_tensor(ft_effective)
     if first.dtype != second.dtype:
-        raise ValueError(f"P and F must have one type, or their ranks cannot be compared, got {first.dtype} and {second.dtype}")
+        raise ValueError(
+            f"P and F must have one type, or their ranks cannot be compared, got {first.dtype} and {second.dtype}"
+        )
     rows = [
         (name, statistic, value)
         for name, kernel in {"P": first, "F": second, "P+F": first + second}.items()

@@ -46,6 +46,7 @@ class RunFailed(RuntimeError):
 @dataclass(frozen=True)
 class Parameter:
     "One line of a parameters cell."
+
     name: str
     kind: str  # such as "int", "list[str]", "float or dict[str, float] or None"
     default: Any
@@ -58,13 +59,21 @@ def parse_parameters(
     "Read what a parameters cell declares, without running it; raises ParameterError for any other statement."
     lines, found = source.splitlines(), {}
     for node in ast.parse(source).body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
-            raise ParameterError(f"a parameters cell holds lines such as `epochs: float = 1  # help` only, found {ast.unparse(node)!r:.80}")
+        if not (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and node.value is not None
+        ):
+            raise ParameterError(
+                f"a parameters cell holds lines such as `epochs: float = 1  # help` only, found {ast.unparse(node)!r:.80}"
+            )
         quoted = isinstance(node.annotation, ast.Constant)
         kind = str(node.annotation.value) if quoted else ast.unparse(node.annotation)
         rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
         name = node.target.id
-        found[name] = Parameter(name, kind, ast.literal_eval(node.value), rest.partition("#")[2].strip())
+        found[name] = Parameter(
+            name, kind, ast.literal_eval(node.value), rest.partition("#")[2].strip()
+        )
     return found
 
 # %% ../nbs/11_experiments.ipynb #8a7161ce
@@ -86,13 +95,22 @@ def _convert_one(value: Any, option: str) -> Any:
     "The value as one alternative of an annotation wants it; raises TypeError."
     container, _, item = option.removesuffix("]").partition("[")
     if container == "list" and value is not None and not isinstance(value, dict):
-        return [convert(entry, item) for entry in (value if isinstance(value, (list, tuple)) else [value])]
-    if container == "dict" and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return [
+            convert(entry, item)
+            for entry in (value if isinstance(value, (list, tuple)) else [value])
+        ]
+    if (
+        container == "dict"
+        and isinstance(value, dict)
+        and all(isinstance(key, str) for key in value)
+    ):
         return {key: convert(entry, item.partition(", ")[2]) for key, entry in value.items()}
     if container == "float" and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)
-    if isinstance(value, _TYPES.get(container, ())) and isinstance(value, bool) == (container == "bool"):
+    if isinstance(value, _TYPES.get(container, ())) and isinstance(value, bool) == (
+        container == "bool"
+    ):
         return float(value) if container == "float" else value
     raise TypeError(option)
 
@@ -118,7 +136,11 @@ def _positive(value: float) -> str | None:
 def _one_of(*choices: str) -> Callable[[str], str | None]:
     def rule(value: str) -> str | None:
         close = difflib.get_close_matches(value, choices, n=1)
-        return None if value in choices else f"one of {', '.join(choices)}" + (f" (did you mean {close[0]}?)" if close else "")
+        return (
+            None
+            if value in choices
+            else f"one of {', '.join(choices)}" + (f" (did you mean {close[0]}?)" if close else "")
+        )
 
     return rule
 
@@ -134,23 +156,31 @@ def _methods(value: list[str]) -> str | None:
 
 
 def _seeds(value: list[int]) -> str | None:
-    return _distinct(value) or (None if all(0 <= seed < 2**32 for seed in value) else "numbers from 0 to 2³² − 1")
+    return _distinct(value) or (
+        None if all(0 <= seed < 2**32 for seed in value) else "numbers from 0 to 2³² − 1"
+    )
 
 # %% ../nbs/11_experiments.ipynb #ef23e252
 def _factors(value: list[float]) -> str | None:
-    return _distinct(value) or (None if all(0 < factor < math.inf for factor in value) else "positive numbers")
+    return _distinct(value) or (
+        None if all(0 < factor < math.inf for factor in value) else "positive numbers"
+    )
 
 
 def _repairs(value: list[str]) -> str | None:
-    return _distinct(value) or next(filter(None, map(_one_of("temperature", "vector", "matrix", "isotonic"), value)), None)
+    return _distinct(value) or next(
+        filter(None, map(_one_of("temperature", "vector", "matrix", "isotonic"), value)), None
+    )
 
 
 def _solvers(value: list[str]) -> str | None:
-    return _distinct(value) or next(filter(None, map(_one_of("rows", "least_squares", "logistic", "svc", "svr"), value)), None)
+    return _distinct(value) or next(
+        filter(None, map(_one_of("rows", "least_squares", "logistic", "svc", "svr"), value)), None
+    )
 
 
 def _size(value: str) -> str | None:
-    from lpft_nb.cache import parse_size
+    from lpft_nb.store.cache import parse_size
 
     try:
         return None if parse_size(value) > 0 else "a size above zero"
@@ -170,8 +200,21 @@ def _text(value: str) -> str | None:
     return None if value.strip() else "some text"
 
 # %% ../nbs/11_experiments.ipynb #7ce7efa4
-_COUNTS = ("epochs", "learning_rate", "head_learning_rate", "batch_size", "gradient_accumulation", "max_length", "max_train",
-           "max_kernel_train", "max_test", "lora_r", "lora_alpha", "bins", "resamples")
+_COUNTS = (
+    "epochs",
+    "learning_rate",
+    "head_learning_rate",
+    "batch_size",
+    "gradient_accumulation",
+    "max_length",
+    "max_train",
+    "max_kernel_train",
+    "max_test",
+    "lora_r",
+    "lora_alpha",
+    "bins",
+    "resamples",
+)
 RULES: dict[str, Callable[[Any], str | None]] = {
     **dict.fromkeys(_COUNTS, _positive),
     **dict.fromkeys(("task", "model", "output", "records"), _text),
@@ -200,7 +243,11 @@ def _complaint(
     if not isinstance(value, dict):
         return None if value is None else rule(value)
     wrong_names = _methods(list(value))
-    return f"methods as keys: {wrong_names}" if wrong_names else next(filter(None, map(rule, value.values())), None)
+    return (
+        f"methods as keys: {wrong_names}"
+        if wrong_names
+        else next(filter(None, map(rule, value.values())), None)
+    )
 
 # %% ../nbs/11_experiments.ipynb #3148bf27
 def check_parameters(
@@ -247,12 +294,22 @@ def read_parameters(
     cells = list(namespace.get("In", []))[:-1]  # the last one is the cell of the guard
     places = [place for place, source in enumerate(cells) if _only(source, ast.AnnAssign)]
     if not places:
-        raise ParameterError("run the parameters cell first: lines such as `epochs: float = 1  # help`, and nothing else")
+        raise ParameterError(
+            "run the parameters cell first: lines such as `epochs: float = 1  # help`, and nothing else"
+        )
     at = places[-1]
     if at > 0 and cells[at - 1].startswith("# Parameters\n"):
-        raise ParameterError("values were inserted above the parameters cell, which then overwrote them: has it lost its tag `parameters`?")
+        raise ParameterError(
+            "values were inserted above the parameters cell, which then overwrote them: has it lost its tag `parameters`?"
+        )
     injected = takewhile(lambda source: _only(source, ast.Assign), cells[at + 1 :])
-    names = {target.id for source in injected for node in _statements(source) for target in node.targets if isinstance(target, ast.Name)}
+    names = {
+        target.id
+        for source in injected
+        for node in _statements(source)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     declared = parse_parameters(cells[at])
     return check_parameters(declared, {name: namespace[name] for name in [*declared, *names]})
 
@@ -260,6 +317,7 @@ def read_parameters(
 @dataclass(frozen=True)
 class Experiment:
     "An experiment notebook and what can be set in it."
+
     name: str
     title: str
     summary: str
@@ -282,8 +340,12 @@ def load_experiment(
     code = [(cell, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     tagged = [source for cell, source in code if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1 or code[0][1] != tagged[0]:
-        raise ParameterError(f"{path.name}: expected one cell with the tag `parameters`, before all other code, found {len(tagged)}")
-    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown").splitlines()
+        raise ParameterError(
+            f"{path.name}: expected one cell with the tag `parameters`, before all other code, found {len(tagged)}"
+        )
+    prose = "\n".join(
+        "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"
+    ).splitlines()
     title = next((line[2:] for line in prose if line.startswith("# ")), path.stem)
     summary = next((line[2:] for line in prose if line.startswith("> ")), "")
     return Experiment(path.stem, title, summary, parse_parameters(tagged[0]), path)
@@ -315,7 +377,10 @@ def settings_of(
     from lpft_nb.stages import resolve
 
     device, precision = resolve(parameters["device"], parameters["dtype"])
-    used = {name: parameters[name] for name in _OF_EVERY_RUN} | {"device": device, "dtype": str(precision).removeprefix("torch.")}
+    used = {name: parameters[name] for name in _OF_EVERY_RUN} | {
+        "device": device,
+        "dtype": str(precision).removeprefix("torch."),
+    }
     if method == "LP":
         return used
     for name in (*_OF_TRAINING, *(("lora_r", "lora_alpha") if "LoRA" in method else ())):
@@ -323,7 +388,9 @@ def settings_of(
         value = value.get(method) if isinstance(value, dict) else value
         used[name] = METHOD_SETTINGS[method].get(name) if value is None else value
     if used["epochs"] is None:
-        raise ParameterError(f"epochs={parameters['epochs']!r}: expected a number for {method}, which runs too")
+        raise ParameterError(
+            f"epochs={parameters['epochs']!r}: expected a number for {method}, which runs too"
+        )
     return used
 
 # %% ../nbs/11_experiments.ipynb #19e3f4f0
@@ -331,22 +398,33 @@ def requested_runs(
     parameters: dict[str, Any],  # as `check_parameters` returns them
 ) -> list[tuple[str, int, dict[str, Any]]]:  # method, seed and settings, seed by seed
     "Every run that the parameters ask for; raises ParameterError for a factor on a head that nothing trains afterwards."
-    scales = [{"head_scale": factor} for factor in parameters["head_scale"]] if "head_scale" in parameters else [{}]
+    scales = (
+        [{"head_scale": factor} for factor in parameters["head_scale"]]
+        if "head_scale" in parameters
+        else [{}]
+    )
     if scales != [{}] and "LP" in parameters["methods"]:
-        raise ParameterError("methods: expected FT, LP-FT, LoRA or LP-LoRA, because the head is scaled before a training stage, and LP has none")
-    return [(method, seed, settings_of(parameters, method) | scale)
-            for seed in parameters["seeds"] for method in parameters["methods"] for scale in scales]
+        raise ParameterError(
+            "methods: expected FT, LP-FT, LoRA or LP-LoRA, because the head is scaled before a training stage, and LP has none"
+        )
+    return [
+        (method, seed, settings_of(parameters, method) | scale)
+        for seed in parameters["seeds"]
+        for method in parameters["methods"]
+        for scale in scales
+    ]
 
 # %% ../nbs/11_experiments.ipynb #e41751fb
 ANALYSES = {  # experiments that train nothing -> their module, with `plan(parameters) -> list[Run]`
-    "calibration": "lpft_nb.calibration_runs",
-    "tangent_kernel": "lpft_nb.kernel_runs",
+    "calibration": "lpft_nb.lab.saved_logits",
+    "tangent_kernel": "lpft_nb.lab.starts",
 }
 
 
 @dataclass(frozen=True)
 class Run:
     "One method with one seed: what it uses, what it will do, and where its record goes."
+
     method: str
     seed: int
     settings: dict[str, Any]
@@ -357,7 +435,9 @@ class Run:
     @property
     def stages(self) -> list:
         "The stages that make up the method; none for an analysis of what other runs have left, or of a start."
-        return [] if self.identity["experiment"] in ANALYSES else stages_of(self.method, self.settings)
+        return (
+            [] if self.identity["experiment"] in ANALYSES else stages_of(self.method, self.settings)
+        )
 
     @property
     def state(self) -> str:
@@ -381,7 +461,9 @@ def stages_of(method: str, settings: dict[str, Any]) -> list:
         return method_stages("LP", LinearProbe())
     shared = {name: settings[name] for name in _OF_TRAINING}
     if "LoRA" in method:
-        stages = method_stages(method, lora=LoRA(r=settings["lora_r"], alpha=settings["lora_alpha"], **shared))
+        stages = method_stages(
+            method, lora=LoRA(r=settings["lora_r"], alpha=settings["lora_alpha"], **shared)
+        )
     else:
         stages = method_stages(method, fine_tune=FineTune(**shared))
     scale = [ScaleHead(settings["head_scale"])] if "head_scale" in settings else []
@@ -390,12 +472,18 @@ def stages_of(method: str, settings: dict[str, Any]) -> list:
 # %% ../nbs/11_experiments.ipynb #58ffb2b9
 def load_model(parameters: dict[str, Any], task, seed: int):
     "The classifier that a run starts from; raises ParameterError for a model that cannot be had."
-    from lpft_nb.checkpoints import ClassifierError
+    from lpft_nb.models.checkpoints import ClassifierError
     from lpft_nb.classifier import Classifier
 
     try:
-        return Classifier.from_pretrained(parameters["model"], num_labels=task.num_labels, pooling=parameters["pooling"], seed=seed,
-                                          max_length=parameters["max_length"], label_names=list(task.label_names))
+        return Classifier.from_pretrained(
+            parameters["model"],
+            num_labels=task.num_labels,
+            pooling=parameters["pooling"],
+            seed=seed,
+            max_length=parameters["max_length"],
+            label_names=list(task.label_names),
+        )
     except ClassifierError as error:
         raise ParameterError(f"model={parameters['model']!r}: {error}") from error
 
@@ -405,23 +493,36 @@ def load_data(parameters: dict[str, Any]):
     from lpft_nb.tasks import TaskError, load_task, take
 
     try:
-        return take(load_task(parameters["task"], protocol=parameters["protocol"]), parameters["max_train"])
+        return take(
+            load_task(parameters["task"], protocol=parameters["protocol"]), parameters["max_train"]
+        )
     except TaskError as error:
         raise ParameterError(f"task={parameters['task']!r}: {error}") from error
 
 
 def describe_task(task) -> dict[str, Any]:
     "What a record says about a task."
-    return {"name": task.name, "fingerprint": task.fingerprint, "sizes": task.sizes, "label_names": list(task.label_names),
-            "text_columns": list(task.text_columns), "class_counts": task.class_counts, "source": task.source}
+    return {
+        "name": task.name,
+        "fingerprint": task.fingerprint,
+        "sizes": task.sizes,
+        "label_names": list(task.label_names),
+        "text_columns": list(task.text_columns),
+        "class_counts": task.class_counts,
+        "source": task.source,
+    }
 
 
 def describe_model(model) -> dict[str, Any]:
     "What a record says about a model."
     config = model.config
     source = {name: config.source.get(name) for name in ("id", "revision", "sha256")}
-    return source | {"pooling": config.pooling, "max_length": model.max_length, "parameters": sum(p.numel() for p in model.parameters()),
-                     "architecture": type(model.backbone).__name__}
+    return source | {
+        "pooling": config.pooling,
+        "max_length": model.max_length,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "architecture": type(model.backbone).__name__,
+    }
 
 # %% ../nbs/11_experiments.ipynb #5fa93563
 def plan_runs(
@@ -435,8 +536,14 @@ def plan_runs(
     model = describe_model(load_model(parameters, task, seed=0))
     folder, runs = Path(parameters["output"]) / experiment, []
     for method, seed, settings in requested_runs(parameters):
-        identity = {"experiment": experiment, "method": method, "seed": seed, "parameters": settings,
-                    "task": describe_task(task), "model": model}
+        identity = {
+            "experiment": experiment,
+            "method": method,
+            "seed": seed,
+            "parameters": settings,
+            "task": describe_task(task),
+            "model": model,
+        }
         name = make_record(**identity)["run_id"]
         runs.append(Run(method, seed, settings, identity, name, folder / f"{name}.json"))
     return runs
@@ -452,8 +559,19 @@ def training_steps(run: Run) -> int:
 
 def plan_table(runs: list[Run]) -> pd.DataFrame:  # method, seed, stages, steps, state, run
     "The plan as a table."
-    return pd.DataFrame([{"method": run.method, "seed": run.seed, "stages": " → ".join(stage.name for stage in run.stages),
-                          "steps": training_steps(run), "state": run.state, "run": run.name} for run in runs])
+    return pd.DataFrame(
+        [
+            {
+                "method": run.method,
+                "seed": run.seed,
+                "stages": " → ".join(stage.name for stage in run.stages),
+                "steps": training_steps(run),
+                "state": run.state,
+                "run": run.name,
+            }
+            for run in runs
+        ]
+    )
 
 # %% ../nbs/11_experiments.ipynb #8f486d1e
 def plan_experiment(
@@ -479,14 +597,37 @@ def execute(
     checkpoints, start = run.path.parents[1] / "checkpoints" / run.name, time.monotonic()
     try:
         model = load_model(run.settings, task, run.seed)
-        result = run_stages(model, task, run.stages, seed=run.seed, output=checkpoints, device=run.settings["device"],
-                            dtype=run.settings["dtype"], max_length=run.settings["max_length"])
+        result = run_stages(
+            model,
+            task,
+            run.stages,
+            seed=run.seed,
+            output=checkpoints,
+            device=run.settings["device"],
+            dtype=run.settings["dtype"],
+            max_length=run.settings["max_length"],
+        )
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-        write_record(make_record(**run.identity, status="failed", error=message, wall_seconds=time.monotonic() - start), None, run.path.parent)
+        write_record(
+            make_record(
+                **run.identity,
+                status="failed",
+                error=message,
+                wall_seconds=time.monotonic() - start,
+            ),
+            None,
+            run.path.parent,
+        )
         raise
-    record = make_record(**run.identity, stages=result.stages, metrics=result.metrics, history=result.history,
-                         wall_seconds=result.seconds, peak_memory_bytes=result.peak_memory_bytes)
+    record = make_record(
+        **run.identity,
+        stages=result.stages,
+        metrics=result.metrics,
+        history=result.history,
+        wall_seconds=result.seconds,
+        peak_memory_bytes=result.peak_memory_bytes,
+    )
     arrays = {name: array for name, array in result.arrays.items() if not name.endswith("/train")}
     axes = {name: "example" for name in arrays if name.startswith("labels/")}
     path = write_record(record, arrays, run.path.parent, axes)
@@ -511,17 +652,26 @@ def make_each(
     "Call `make` for all runs that have no valid record yet, one after the other, and report to the launcher, where there is one."
     for number, run in enumerate(runs, start=1):
         done = run.state == "finished"
-        print(f"[{number}/{len(runs)}] {run.name}: {'already there' if done else 'starts'}", flush=True)
+        print(
+            f"[{number}/{len(runs)}] {run.name}: {'already there' if done else 'starts'}",
+            flush=True,
+        )
         if not done:
             path = make(run)
-            assert path == run.path, f"the record was written as {path.name}, planned as {run.path.name}"
+            assert path == run.path, (
+                f"the record was written as {path.name}, planned as {run.path.name}"
+            )
     if os.environ.get("LPFT_REPORT"):
-        Path(os.environ["LPFT_REPORT"]).write_text(json.dumps({"parameters": parameters, "records": [str(run.path) for run in runs]}))
+        Path(os.environ["LPFT_REPORT"]).write_text(
+            json.dumps({"parameters": parameters, "records": [str(run.path) for run in runs]})
+        )
 
 # %% ../nbs/11_experiments.ipynb #12689233
 def load_runs(
     runs: list[Run],
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # metrics as `load_results` returns them, learning curves as `load_history` does
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # metrics as `load_results` returns them, learning curves as `load_history` does
     "Metrics and learning curves of these runs, and of no others in the folder."
     from lpft_nb.records import load_history, load_results
 
@@ -534,9 +684,22 @@ def load_runs(
 @contextlib.contextmanager
 def own_kernel(folder: Path, report: Path):
     "Let `python3` mean this very Python, with figures in the notebook, quiet about its sockets, and told where to report."
-    command = [sys.executable, "-m", "ipykernel_launcher", "--log-level=40", "-f", "{connection_file}"]
-    warnings = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]))  # tqdm asks for ipywidgets
-    environment = {"LPFT_REPORT": str(report), "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": warnings}
+    command = [
+        sys.executable,
+        "-m",
+        "ipykernel_launcher",
+        "--log-level=40",
+        "-f",
+        "{connection_file}",
+    ]
+    warnings = ",".join(
+        filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])
+    )  # tqdm asks for ipywidgets
+    environment = {
+        "LPFT_REPORT": str(report),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONWARNINGS": warnings,
+    }
     spec = {"argv": command, "display_name": "Python 3", "language": "python", "env": environment}
     place = folder / "kernels" / "python3"
     place.mkdir(parents=True)
@@ -574,7 +737,9 @@ def run_experiment(
         with own_kernel(Path(scratch), report):
             _execute_notebook(experiment.path, executed, {key: wanted[key] for key in requested})
         if not report.exists():
-            raise RunFailed(f"{executed}: the notebook ended without a report of the parameters that it used")
+            raise RunFailed(
+                f"{executed}: the notebook ended without a report of the parameters that it used"
+            )
         used = json.loads(report.read_text())
     check_used(name, wanted, used["parameters"], used["records"])
     return executed, [Path(path) for path in used["records"]]
@@ -588,16 +753,30 @@ def _execute_notebook(source: Path, target: Path, parameters: dict[str, Any]) ->
     logging.getLogger("papermill").setLevel(logging.WARNING)
     known = papermill.inspect_notebook(str(source))
     if hidden := parameters.keys() - known.keys():
-        raise ParameterError(f"papermill does not see {', '.join(sorted(hidden))} in {source.name}; write each as `name: type = value  # help`")
+        raise ParameterError(
+            f"papermill does not see {', '.join(sorted(hidden))} in {source.name}; write each as `name: type = value  # help`"
+        )
     try:
-        papermill.execute_notebook(str(source), str(target), parameters, kernel_name="python3", start_timeout=300,
-                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters,
+            kernel_name="python3",
+            start_timeout=300,
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
     except papermill.PapermillExecutionError as error:
         if error.ename == "ParameterError":
             raise ParameterError(error.evalue) from None
-        raise RunFailed(f"{error.ename}: {error.evalue}\nThe executed notebook with the whole message: {target}") from None
+        raise RunFailed(
+            f"{error.ename}: {error.evalue}\nThe executed notebook with the whole message: {target}"
+        ) from None
     except DeadKernelError:
-        raise RunFailed(f"the notebook's Python died, perhaps for want of memory; what it did is in {target}. Call again to go on.") from None
+        raise RunFailed(
+            f"the notebook's Python died, perhaps for want of memory; what it did is in {target}. Call again to go on."
+        ) from None
 
 # %% ../nbs/11_experiments.ipynb #1b603c63
 def check_used(
@@ -609,15 +788,25 @@ def check_used(
     "Raise RunFailed unless the notebook and every record have the parameters that were asked for."
     from lpft_nb.records import portable, read_record
 
-    different = [f"{key}: asked for {wanted[key]!r}, used {used.get(key)!r}" for key in wanted if used.get(key) != wanted[key]]
+    different = [
+        f"{key}: asked for {wanted[key]!r}, used {used.get(key)!r}"
+        for key in wanted
+        if used.get(key) != wanted[key]
+    ]
     found: dict[tuple[str, int], list] = {}
     for record in map(read_record, map(Path, records)):
         found.setdefault((record["method"], record["seed"]), []).append(record["parameters"])
-    analysis = [(run.method, run.seed, run.settings) for run in plan_experiment(name, wanted)[0]] if name in ANALYSES else None
+    analysis = (
+        [(run.method, run.seed, run.settings) for run in plan_experiment(name, wanted)[0]]
+        if name in ANALYSES
+        else None
+    )
     for method, seed, settings in analysis or requested_runs(wanted):
         there = found.get((method, seed), [])
         if portable(settings) not in there:
-            different.append(f"{method}, seed {seed}: asked for {portable(settings)}, the records say {there or None}")
+            different.append(
+                f"{method}, seed {seed}: asked for {portable(settings)}, the records say {there or None}"
+            )
     if different:
         raise RunFailed("what ran is not what was asked for: " + "; ".join(different))
 
@@ -629,7 +818,11 @@ def parameters_like(
     "The parameters that repeat a record's run; those that it did not look at are left at their defaults."
     seed = {"seeds": [record["seed"]]} if "seeds" in declared else {"seed": record["seed"]}
     used = record["parameters"] | {"methods": [record["method"]]} | seed
-    return {name: value for name, value in used.items() if value is not None or name not in declared or "None" in declared[name].kind}
+    return {
+        name: value
+        for name, value in used.items()
+        if value is not None or name not in declared or "None" in declared[name].kind
+    }
 
 
 def differences(
@@ -639,20 +832,43 @@ def differences(
 ) -> pd.DataFrame:  # stage, split, metric, original, repeated, difference, equal
     "Compare two records metric by metric; a row that one of them lacks is not equal. Metrics newer than the original are left out."
     keys = ["stage", "split", "metric"]
-    left, right = (pd.DataFrame(record["metrics"], columns=[*keys, "value"]).astype({"value": float}) for record in (original, repeated))
+    left, right = (
+        pd.DataFrame(record["metrics"], columns=[*keys, "value"]).astype({"value": float})
+        for record in (original, repeated)
+    )
     frame = left.merge(right, on=keys, how="outer", suffixes=("_original", "_repeated"))
     frame = frame.rename(columns={"value_original": "original", "value_repeated": "repeated"})
-    compared = frame["metric"].isin(left["metric"]) & ~frame["metric"].isin(["seconds", "peak_memory_bytes"])
+    compared = frame["metric"].isin(left["metric"]) & ~frame["metric"].isin(
+        ["seconds", "peak_memory_bytes"]
+    )
     frame = frame[compared].reset_index(drop=True)
     frame["difference"] = frame["repeated"] - frame["original"]
     close = frame["difference"].abs() <= tolerance * frame["original"].abs().clip(lower=1)
-    return frame.assign(equal=close | (frame["original"].isna() & frame["repeated"].isna() & frame["metric"].isin(right["metric"])))
+    return frame.assign(
+        equal=close
+        | (
+            frame["original"].isna()
+            & frame["repeated"].isna()
+            & frame["metric"].isin(right["metric"])
+        )
+    )
 
 
 def surroundings(original: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
     "What else is different between two records: data, weights, versions, hardware, commit."
-    parts = {"task": ("task", "fingerprint"), "model": ("model", "sha256"), "processor": ("hardware", "processor"), "GPU": ("hardware", "gpu")}
-    pairs = [(name, original[part].get(key), repeated[part].get(key)) for name, (part, key) in parts.items()]
+    parts = {
+        "task": ("task", "fingerprint"),
+        "model": ("model", "sha256"),
+        "processor": ("hardware", "processor"),
+        "GPU": ("hardware", "gpu"),
+    }
+    pairs = [
+        (name, original[part].get(key), repeated[part].get(key))
+        for name, (part, key) in parts.items()
+    ]
     pairs += [("commit", original["git_commit"], repeated["git_commit"])]
-    pairs += [(name, original["versions"].get(name), repeated["versions"].get(name)) for name in sorted(original["versions"] | repeated["versions"])]
+    pairs += [
+        (name, original["versions"].get(name), repeated["versions"].get(name))
+        for name in sorted(original["versions"] | repeated["versions"])
+    ]
     return [f"{name}: {before} then, {now} now" for name, before, now in pairs if before != now]

@@ -16,13 +16,19 @@ def check_features(
     "Return features as float64, or raise `ValueError` for a wrong shape, NaN, infinity or a zero row."
     features = torch.as_tensor(features).detach().cpu().double()
     if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"{name} must have shape (N, h) with N, h > 0, got {tuple(features.shape)}")
+        raise ValueError(
+            f"{name} must have shape (N, h) with N, h > 0, got {tuple(features.shape)}"
+        )
     if not features.isfinite().all():
         bad = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        raise ValueError(f"{name} hold NaN or infinity in {len(bad)} of {len(features)} rows, first {bad[:5]}")
+        raise ValueError(
+            f"{name} hold NaN or infinity in {len(bad)} of {len(features)} rows, first {bad[:5]}"
+        )
     zero = (features == 0).all(dim=1).nonzero().flatten().tolist()
     if zero:
-        raise ValueError(f"{name} hold {len(zero)} zero vectors, which have no direction, first rows {zero[:5]}")
+        raise ValueError(
+            f"{name} hold {len(zero)} zero vectors, which have no direction, first rows {zero[:5]}"
+        )
     return features
 
 # %% ../nbs/05_features.ipynb #24a66a17
@@ -40,7 +46,9 @@ def mean_cosine(
     "Average cosine over all pairs of different rows, in O(N h): CS(F) of Tomihari and Sato (2024), Table 1."
     rows = len(features)
     if rows < 2:
-        raise ValueError("mean cosine is an average over pairs and needs at least two examples, got one")
+        raise ValueError(
+            "mean cosine is an average over pairs and needs at least two examples, got one"
+        )
     units = unit_rows(features)
     pairs = units.sum(dim=0).square().sum() - units.square().sum()
     return (pairs / (rows * (rows - 1))).item()

@@ -32,7 +32,9 @@ def check_scores(
     if scores.ndim != 2 or 0 in scores.shape:
         raise ValueError(f"scores must have shape (M, C) with M, C > 0, got {tuple(scores.shape)}")
     if not scores.isfinite().all():
-        raise ValueError("scores hold NaN or infinity: the solver diverged, or the cross kernel is wrong")
+        raise ValueError(
+            "scores hold NaN or infinity: the solver diverged, or the cross kernel is wrong"
+        )
     return scores, check_labels(labels, *scores.shape)
 
 
@@ -58,12 +60,15 @@ def class_accuracy(
 @dataclass(frozen=True)
 class KernelMachine:
     "A fitted kernel machine, equation (eq-machine)."
+
     solver: str  # its name
     coefficients: torch.Tensor  # (N, C) α, in the unit of the kernel
     intercept: float  # β
     penalty: float  # scikit-learn's C on the kernel over its mean eigenvalue; inf is none
     condition_number: float  # of the system that was solved
-    validation: pd.DataFrame | None = None  # penalty, score: how the penalty was chosen; None where it was given
+    validation: pd.DataFrame | None = (
+        None  # penalty, score: how the penalty was chosen; None where it was given
+    )
 
     def scores(self, kernel_cross) -> torch.Tensor:  # (M, C)
         "Scores of new examples from their kernel with the training examples, (M, C, N, C)."
@@ -77,13 +82,16 @@ class IllConditionedKernel(UserWarning):
 @dataclass(frozen=True)
 class Problem:
     "A training kernel in the units of the solvers."
+
     matrix: torch.Tensor  # (NC, NC) symmetric, mean eigenvalue 1
     scale: float  # mean eigenvalue of the kernel
     values: torch.Tensor  # (NC,) eigenvalues of `matrix`, descending, not below zero
     vectors: torch.Tensor  # (NC, NC) eigenvectors in columns
     targets: torch.Tensor  # (N, C) +1 for the example's class, -1 for the others
     labels: torch.Tensor  # (N,)
-    rounding: float  # eigenvalues below this share of the largest are rounding, in the kernel's own type
+    rounding: (
+        float  # eigenvalues below this share of the largest are rounding, in the kernel's own type
+    )
 
     @property
     def mean_target(self) -> float:
@@ -102,7 +110,15 @@ def decompose(
         raise ValueError("the kernel is zero everywhere: is the head zero, or everything frozen?")
     values, vectors = torch.linalg.eigh(matrix / scale)
     one_hot = torch.nn.functional.one_hot(labels, len(matrix) // len(labels)).double()
-    return Problem(matrix / scale, scale, values.flip(0).clamp(min=0), vectors.flip(1), 2 * one_hot - 1, labels, rounding)
+    return Problem(
+        matrix / scale,
+        scale,
+        values.flip(0).clamp(min=0),
+        vectors.flip(1),
+        2 * one_hot - 1,
+        labels,
+        rounding,
+    )
 
 
 def build_problem(
@@ -124,7 +140,9 @@ def inverse_values(
 ) -> torch.Tensor:  # (NC,) 1 / (eigenvalue + rho)
     "Spectrum of the inverse; without a ridge that of the pseudo-inverse, zero where the eigenvalue is rounding."
     if math.isinf(penalty):
-        return torch.where(problem.values > problem.rounding * problem.values[0], 1 / problem.values, 0.0)
+        return torch.where(
+            problem.values > problem.rounding * problem.values[0], 1 / problem.values, 0.0
+        )
     return 1 / (problem.values + 1 / penalty)
 
 
@@ -197,18 +215,24 @@ def turned(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return left[:, kept] * values[kept], right[kept].T
 
 
-def logistic_on_rows(rows: torch.Tensor, answers: torch.Tensor, penalties) -> list[tuple[torch.Tensor, float]]:
+def logistic_on_rows(
+    rows: torch.Tensor, answers: torch.Tensor, penalties
+) -> list[tuple[torch.Tensor, float]]:
     "Weights (NC,) and intercept of the logistic regression on kernel rows at each penalty, at the optimum."
     from lpft_nb.linear_probe import fit_logistic
 
     features, back = turned(rows)
     fits = [fit_logistic(features, answers, penalty, tolerance=1e-6) for penalty in penalties]
-    return [(back @ (fit.weight[1] - fit.weight[0]), (fit.bias[1] - fit.bias[0]).item()) for fit in fits]
+    return [
+        (back @ (fit.weight[1] - fit.weight[0]), (fit.bias[1] - fit.bias[0]).item()) for fit in fits
+    ]
 
 # %% ../nbs/24_kernel_machines.ipynb #94209e51
 def fit_rows(
     problem: Problem,
-) -> tuple[torch.Tensor, float, float]:  # coefficients (NC,), intercept, penalty C in the kernel's unit
+) -> tuple[
+    torch.Tensor, float, float
+]:  # coefficients (NC,), intercept, penalty C in the kernel's unit
     "The paper's solver, at the optimum: cross-validated logistic regression with kernel rows as features."
     from sklearn.model_selection import StratifiedKFold
 
@@ -216,7 +240,10 @@ def fit_rows(
     scores = torch.zeros(len(ROW_PENALTIES), dtype=torch.float64)
     for kept, held_out in StratifiedKFold(5).split(rows, answers):
         fits = logistic_on_rows(rows[kept], answers[kept], ROW_PENALTIES)
-        right = [((rows[held_out] @ weight + bias > 0).long() == answers[held_out]).double().mean() for weight, bias in fits]
+        right = [
+            ((rows[held_out] @ weight + bias > 0).long() == answers[held_out]).double().mean()
+            for weight, bias in fits
+        ]
         scores += torch.stack(right) / 5
     penalty = ROW_PENALTIES[int(scores.round(decimals=12).argmax())]
     ((weight, bias),) = logistic_on_rows(rows, answers, [penalty])
@@ -232,9 +259,15 @@ def solve_support_vectors(
 ) -> tuple[torch.Tensor, float]:  # coefficients (NC,), intercept
     "Fit a support vector machine and spread its dual coefficients over all NC questions."
     if not fit_quietly(estimator, problem.matrix, problem.targets.flatten()):
-        warnings.warn(f"support vectors did not converge in {SUPPORT_VECTOR_STEPS:,} steps; take a smaller penalty", IllConditionedKernel, stacklevel=2)
+        warnings.warn(
+            f"support vectors did not converge in {SUPPORT_VECTOR_STEPS:,} steps; take a smaller penalty",
+            IllConditionedKernel,
+            stacklevel=2,
+        )
     coefficients = torch.zeros(len(problem.matrix), dtype=torch.float64)
-    coefficients[torch.from_numpy(estimator.support_).long()] = torch.from_numpy(estimator.dual_coef_[0])
+    coefficients[torch.from_numpy(estimator.support_).long()] = torch.from_numpy(
+        estimator.dual_coef_[0]
+    )
     return coefficients, float(estimator.intercept_[0])
 
 
@@ -242,17 +275,26 @@ def solve_svc(problem: Problem, penalty: float) -> tuple[torch.Tensor, float]:
     "Support vector classification of the NC answers; penalty is scikit-learn's C."
     from sklearn.svm import SVC
 
-    return solve_support_vectors(SVC(C=penalty, kernel="precomputed", max_iter=SUPPORT_VECTOR_STEPS), problem)
+    return solve_support_vectors(
+        SVC(C=penalty, kernel="precomputed", max_iter=SUPPORT_VECTOR_STEPS), problem
+    )
 
 
 def solve_svr(problem: Problem, penalty: float) -> tuple[torch.Tensor, float]:
     "Support vector regression on ±1 targets, tube 0.1; penalty is scikit-learn's C."
     from sklearn.svm import SVR
 
-    return solve_support_vectors(SVR(C=penalty, kernel="precomputed", epsilon=0.1, max_iter=SUPPORT_VECTOR_STEPS), problem)
+    return solve_support_vectors(
+        SVR(C=penalty, kernel="precomputed", epsilon=0.1, max_iter=SUPPORT_VECTOR_STEPS), problem
+    )
 
 # %% ../nbs/24_kernel_machines.ipynb #c134a00c
-SOLVERS = {"least_squares": solve_least_squares, "logistic": solve_logistic, "svc": solve_svc, "svr": solve_svr}
+SOLVERS = {
+    "least_squares": solve_least_squares,
+    "logistic": solve_logistic,
+    "svc": solve_svc,
+    "svr": solve_svr,
+}
 PENALTIES = tuple(10.0**power for power in range(-3, 4))
 
 
@@ -277,7 +319,9 @@ def held_out_accuracies(
     kernel = problem.matrix.reshape(*problem.targets.shape, *problem.targets.shape)
     kept = torch.ones(len(problem.labels), dtype=torch.bool).index_fill_(0, held_out, False)
     size = int(kept.sum()) * problem.targets.shape[1]
-    part = decompose(kernel[kept][:, :, kept].reshape(size, size), problem.labels[kept], problem.rounding)
+    part = decompose(
+        kernel[kept][:, :, kept].reshape(size, size), problem.labels[kept], problem.rounding
+    )
     cross = kernel[held_out][:, :, kept].reshape(-1, size) / part.scale
     accuracies = []
     for penalty in penalties:
@@ -297,7 +341,9 @@ def stratified_folds(
 
     smallest = labels.bincount()[labels.unique()].min().item()
     if not 2 <= folds <= smallest:
-        raise ValueError(f"folds must lie in 2..{smallest}, the size of the smallest class, got {folds}; or give the penalty")
+        raise ValueError(
+            f"folds must lie in 2..{smallest}, the size of the smallest class, got {folds}; or give the penalty"
+        )
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     return [torch.from_numpy(held_out) for _, held_out in splitter.split(labels[:, None], labels)]
 
@@ -311,11 +357,18 @@ def choose_penalty(
 ) -> pd.DataFrame:  # penalty, score; the first row with the highest score is the choice
     "Score each penalty on examples that were left out."
     if solver == "least_squares":
-        scores = [-leave_one_out_errors(problem, penalty).square().mean().item() for penalty in penalties]
+        scores = [
+            -leave_one_out_errors(problem, penalty).square().mean().item() for penalty in penalties
+        ]
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", IllConditionedKernel)  # of what is tried; the choice itself warns
-            parts = [held_out_accuracies(problem, solver, penalties, fold) for fold in stratified_folds(problem.labels, folds, seed)]
+            warnings.simplefilter(
+                "ignore", IllConditionedKernel
+            )  # of what is tried; the choice itself warns
+            parts = [
+                held_out_accuracies(problem, solver, penalties, fold)
+                for fold in stratified_folds(problem.labels, folds, seed)
+            ]
         scores = torch.tensor(parts, dtype=torch.float64).mean(dim=0).tolist()
     return pd.DataFrame({"penalty": penalties, "score": scores})
 
@@ -339,7 +392,8 @@ def fit_kernel_machine(
     kernel_train,  # (N, C, N, C)
     labels,  # (N,) integers in 0..C-1
     solver: str = "least_squares",  # least_squares, logistic, svc, svr; rows is the paper's
-    penalty: float | None = None,  # scikit-learn's C on the kernel over its mean eigenvalue; None: chosen on examples left out
+    penalty: float
+    | None = None,  # scikit-learn's C on the kernel over its mean eigenvalue; None: chosen on examples left out
     penalties: tuple[float, ...] = PENALTIES,  # to choose from
     folds: int = 5,  # of the cross-validation
     seed: int = 0,  # of the folds
@@ -348,7 +402,9 @@ def fit_kernel_machine(
     "Learn with a kernel; `IllConditionedKernel` is issued where most digits are lost."
     check_solver(solver)
     if penalty is not None and (solver == "rows" or not penalty > 0):
-        raise ValueError(f"penalty must be > 0, and rows chooses its own as the paper does, got {penalty!r} for {solver}")
+        raise ValueError(
+            f"penalty must be > 0, and rows chooses its own as the paper does, got {penalty!r} for {solver}"
+        )
     problem = build_problem(kernel_train, labels)
     validation = None
     if solver == "rows":
@@ -360,8 +416,19 @@ def fit_kernel_machine(
         coefficients, intercept = SOLVERS[solver](problem, penalty)
     condition = system_condition(problem, solver, penalty)
     if condition > ILL_CONDITIONED:
-        warnings.warn(f"{name}: condition number {condition:.1e} with solver {solver}; take a smaller penalty", IllConditionedKernel, stacklevel=2)
-    return KernelMachine(solver, coefficients.reshape(problem.targets.shape) / problem.scale, intercept, penalty, condition, validation)
+        warnings.warn(
+            f"{name}: condition number {condition:.1e} with solver {solver}; take a smaller penalty",
+            IllConditionedKernel,
+            stacklevel=2,
+        )
+    return KernelMachine(
+        solver,
+        coefficients.reshape(problem.targets.shape) / problem.scale,
+        intercept,
+        penalty,
+        condition,
+        validation,
+    )
 
 # %% ../nbs/24_kernel_machines.ipynb #40f3f91b
 def kernel_regression(
@@ -374,13 +441,17 @@ def kernel_regression(
 ) -> pd.DataFrame:  # tidy: kernel, solver, split, metric, value
     "Fit one machine for each kernel and score it on both splits, per logit and by class."
     if set(train) != set(cross):
-        raise ValueError(f"train and cross must name the same kernels, got {sorted(train)} and {sorted(cross)}")
+        raise ValueError(
+            f"train and cross must name the same kernels, got {sorted(train)} and {sorted(cross)}"
+        )
     rows = []
     for name, kernel in train.items():
         machine = fit_kernel_machine(kernel, labels, solver, seed=seed, name=name)
         for split, side, truth in (("train", kernel, labels), ("test", cross[name], cross_labels)):
             scores = machine.scores(side)
-            rows.append((name, solver, split, "per_logit_accuracy", per_logit_accuracy(scores, truth)))
+            rows.append(
+                (name, solver, split, "per_logit_accuracy", per_logit_accuracy(scores, truth))
+            )
             rows.append((name, solver, split, "class_accuracy", class_accuracy(scores, truth)))
         rows.append((name, solver, "train", "condition_number", machine.condition_number))
     return pd.DataFrame(rows, columns=["kernel", "solver", "split", "metric", "value"])

@@ -22,9 +22,13 @@ def _as_features(features) -> torch.Tensor:  # (N, h) float64 on the CPU
     "Check and convert the features; every computation of this module is in float64 on the CPU."
     features = torch.as_tensor(features).detach()
     if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"features must have shape (N, h) with N, h > 0, got {tuple(features.shape)}")
+        raise ValueError(
+            f"features must have shape (N, h) with N, h > 0, got {tuple(features.shape)}"
+        )
     if not features.is_floating_point():
-        raise ValueError(f"features must be floating point, got {features.dtype}: are these token ids?")
+        raise ValueError(
+            f"features must be floating point, got {features.dtype}: are these token ids?"
+        )
     if not torch.isfinite(features).all():
         rows = (~torch.isfinite(features).all(dim=1)).nonzero().flatten()
         raise ValueError(
@@ -38,7 +42,9 @@ def _as_labels(labels, count: int, num_classes: int | None) -> tuple[torch.Tenso
     "Check the labels of `count` examples; returns (N,) int64 and the number of classes."
     labels = torch.as_tensor(labels).detach().cpu()
     if labels.shape != (count,):
-        raise ValueError(f"labels must have shape ({count},), one a feature row, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must have shape ({count},), one a feature row, got {tuple(labels.shape)}"
+        )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integers 0..C-1, got {labels.dtype}")
     labels = labels.to(torch.int64)
@@ -60,13 +66,20 @@ def _as_labels(labels, count: int, num_classes: int | None) -> tuple[torch.Tenso
 @dataclass(frozen=True)
 class _Design:
     "Features in the coordinates of the solver, shared by all problems."
-    matrix: torch.Tensor  # (N, d) centred features, and a last column of `scale` where a bias is fitted
+
+    matrix: (
+        torch.Tensor
+    )  # (N, d) centred features, and a last column of `scale` where a bias is fitted
     penalised: torch.Tensor  # (d,) 1 for a feature, 0 for the bias
-    basis: torch.Tensor  # (d, d) orthogonal, eigenvectors of matrixᵀ matrix / N, to single precision
+    basis: (
+        torch.Tensor
+    )  # (d, d) orthogonal, eigenvectors of matrixᵀ matrix / N, to single precision
     eigenvalues: torch.Tensor  # (d,)
     scale: float  # root mean square norm of a feature row; the unit of gradients
     mean: torch.Tensor | None  # (h,) what was subtracted; None without a bias
-    rotation: torch.Tensor | None  # (h, r) orthonormal columns; None when the features were not rotated
+    rotation: (
+        torch.Tensor | None
+    )  # (h, r) orthonormal columns; None when the features were not rotated
 
 
 def _gram_basis(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +109,10 @@ def _design(features: torch.Tensor, bias: bool) -> _Design:
         one = torch.ones(1, dtype=torch.float64)
         matrix = torch.cat([matrix, (scale * one).expand(len(matrix), 1)], dim=1)
         basis = torch.block_diag(basis, one[:, None])
-        eigenvalues, penalised = torch.cat([eigenvalues, scale**2 * one]), torch.cat([penalised, 0 * one])
+        eigenvalues, penalised = (
+            torch.cat([eigenvalues, scale**2 * one]),
+            torch.cat([penalised, 0 * one]),
+        )
     return _Design(matrix, penalised, basis, eigenvalues, scale, mean, rotation)
 
 # %% ../nbs/03_linear_probe.ipynb #0c7294d7
@@ -116,13 +132,16 @@ def _targets(labels: torch.Tensor, classes: int) -> torch.Tensor:  # (R, N) floa
 @dataclass
 class _Problems:
     "B regularised logistic problems on one design, with their present coefficients and scores."
+
     weights: torch.Tensor  # (B, N) example weights, each row sums to 1
     ridge: torch.Tensor  # (B,) λ of equation (eq-ridge)
     coefficients: torch.Tensor  # (B, R, d)
     scores: torch.Tensor  # (B, R, N) = coefficients @ matrixᵀ
 
     def take(self, rows: torch.Tensor) -> "_Problems":
-        return _Problems(self.weights[rows], self.ridge[rows], self.coefficients[rows], self.scores[rows])
+        return _Problems(
+            self.weights[rows], self.ridge[rows], self.coefficients[rows], self.scores[rows]
+        )
 
     def put(self, rows: torch.Tensor, part: "_Problems") -> None:
         self.coefficients[rows], self.scores[rows] = part.coefficients, part.scores
@@ -177,8 +196,13 @@ def _newton_direction(problems, gradient, probabilities, accuracy, design, max_p
     for _ in range(max_products):
         direction, p = conjugate[running], probabilities[running]
         scores = direction @ design.matrix.T
-        curved = problems.weights[running, None] * p * (scores - (p * scores).sum(dim=1, keepdim=True))
-        product = curved @ design.matrix + problems.ridge[running, None, None] * design.penalised * direction
+        curved = (
+            problems.weights[running, None] * p * (scores - (p * scores).sum(dim=1, keepdim=True))
+        )
+        product = (
+            curved @ design.matrix
+            + problems.ridge[running, None, None] * design.penalised * direction
+        )
         curvature = _inner(direction, product)
         length = torch.where(curvature > 0, size[running] / curvature, 0.0)[:, None, None]
         step[running] += length * direction
@@ -225,7 +249,8 @@ def _minimise(design, targets, weights, ridge, tolerance, max_iterations=100):
     "Minimise all problems from zero; returns the problems, relative gradient norms (B,), iterations (B,)."
     size = (len(ridge), len(targets))
     problems = _Problems(
-        weights, ridge,
+        weights,
+        ridge,
         torch.zeros(*size, design.matrix.shape[1], dtype=torch.float64),
         torch.zeros(*size, len(design.matrix), dtype=torch.float64),
     )
@@ -240,7 +265,12 @@ def _minimise(design, targets, weights, ridge, tolerance, max_iterations=100):
         rows = rows[(part.ridge[rows] > 0) | ~_separated(part.scores[rows], targets)]
         if len(rows) == 0:
             return problems, norms, iterations
-        active, part, gradient, probabilities = active[rows], part.take(rows), gradient[rows], probabilities[rows]
+        active, part, gradient, probabilities = (
+            active[rows],
+            part.take(rows),
+            gradient[rows],
+            probabilities[rows],
+        )
         accuracy = norms[active].sqrt().clamp(max=0.1)
         step, step_scores = _newton_direction(part, gradient, probabilities, accuracy, design)
         problems.put(active, _line_search(part, step, step_scores, gradient, targets, design))
@@ -250,9 +280,12 @@ def _minimise(design, targets, weights, ridge, tolerance, max_iterations=100):
 @dataclass(frozen=True)
 class LogisticFit:
     "A head fitted on frozen features; `softmax(features @ weight.T + bias)` are its probabilities."
+
     weight: torch.Tensor  # (C, h) float64; two classes: rows -w/2 and w/2
     bias: torch.Tensor | None  # (C,) float64; None when fitted without
-    objective: float  # penalty · Σ loss + ½‖V‖² (two classes: ½‖v₁ - v₀‖²); Σ loss when the penalty is inf
+    objective: (
+        float  # penalty · Σ loss + ½‖V‖² (two classes: ½‖v₁ - v₀‖²); Σ loss when the penalty is inf
+    )
     gradient_norm: float  # of the mean objective, in units of the feature norm
     iterations: int  # Newton steps
     penalty: float  # scikit-learn's C, inf for none
@@ -270,14 +303,18 @@ def _head(coefficients: torch.Tensor, design: _Design) -> tuple[torch.Tensor, to
         coefficients = torch.cat([-coefficients / 2, coefficients / 2])
     weight = coefficients if design.mean is None else coefficients[:, :-1]
     weight = weight if design.rotation is None else weight @ design.rotation.T
-    bias = None if design.mean is None else design.scale * coefficients[:, -1] - weight @ design.mean
+    bias = (
+        None if design.mean is None else design.scale * coefficients[:, -1] - weight @ design.mean
+    )
     return weight.contiguous(), bias
 
 # %% ../nbs/03_linear_probe.ipynb #755fcb95
 def _check_penalty(penalty) -> float:
     "A penalty is a positive number; inf stands for none."
     if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not penalty > 0:
-        raise ValueError(f"penalty is scikit-learn's C, a number > 0 (inf for no penalty), got {penalty!r}")
+        raise ValueError(
+            f"penalty is scikit-learn's C, a number > 0 (inf for no penalty), got {penalty!r}"
+        )
     return float(penalty)
 
 
@@ -310,34 +347,47 @@ def fit_logistic(
     "The exact L2-regularised logistic head on frozen features, equation (eq-probe)."
     features = _as_features(features)
     labels, classes = _as_labels(labels, len(features), num_classes)
-    return _fit_on(_design(features, bias), labels, classes, _check_penalty(penalty), tolerance, max_iterations)
+    return _fit_on(
+        _design(features, bias), labels, classes, _check_penalty(penalty), tolerance, max_iterations
+    )
 
 
-def _fit_on(design: _Design, labels, classes: int, penalty: float, tolerance=1e-10, max_iterations=100) -> LogisticFit:
+def _fit_on(
+    design: _Design, labels, classes: int, penalty: float, tolerance=1e-10, max_iterations=100
+) -> LogisticFit:
     "One fit on a design that may serve several."
     targets = _targets(labels, classes)
     ridge = torch.tensor([1 / (penalty * len(labels))], dtype=torch.float64)
     weights = torch.full((1, len(labels)), 1 / len(labels), dtype=torch.float64)
-    problems, norms, iterations = _minimise(design, targets, weights, ridge, tolerance, max_iterations)
+    problems, norms, iterations = _minimise(
+        design, targets, weights, ridge, tolerance, max_iterations
+    )
     _check_convergence(problems, norms, iterations, targets, [penalty], tolerance)
     objective = len(labels) * _objective(problems, targets, design).item()
     weight, bias_vector = _head(problems.coefficients[0], design)
     return LogisticFit(
-        weight, bias_vector, objective * (penalty if math.isfinite(penalty) else 1.0),
-        norms.item(), int(iterations.item()), penalty,
+        weight,
+        bias_vector,
+        objective * (penalty if math.isfinite(penalty) else 1.0),
+        norms.item(),
+        int(iterations.item()),
+        penalty,
     )
 
 # %% ../nbs/03_linear_probe.ipynb #8f91edd5
 @dataclass(frozen=True)
 class CrossValidation:
     "Accuracy on held-out folds for a grid of penalties."
+
     penalties: torch.Tensor  # (K,) ascending
     accuracy: torch.Tensor  # (K, folds) share of right answers on the held-out fold
     best_penalty: float  # highest mean accuracy; the smallest (strongest) of equals
     seed: int  # of the fold assignment
 
 
-def _fold_of(labels: torch.Tensor, folds: int, seed: int) -> torch.Tensor:  # (N,) the fold that holds an example out
+def _fold_of(
+    labels: torch.Tensor, folds: int, seed: int
+) -> torch.Tensor:  # (N,) the fold that holds an example out
     "scikit-learn's stratified, shuffled folds."
     from sklearn.model_selection import StratifiedKFold
 
@@ -362,11 +412,15 @@ def _grid(penalties) -> torch.Tensor:  # (K,) float64, ascending
         return torch.logspace(-4, 4, 10, dtype=torch.float64)
     grid = torch.as_tensor(penalties, dtype=torch.float64).flatten().sort().values
     if len(grid) == 0 or not torch.isfinite(grid).all() or grid[0] <= 0:
-        raise ValueError(f"penalties must be finite numbers > 0 to compare them on held-out folds, got {grid.tolist()}")
+        raise ValueError(
+            f"penalties must be finite numbers > 0 to compare them on held-out folds, got {grid.tolist()}"
+        )
     return grid
 
 
-def _cross_validate_on(design, labels, classes, grid, folds, seed, tolerance=1e-4) -> CrossValidation:
+def _cross_validate_on(
+    design, labels, classes, grid, folds, seed, tolerance=1e-4
+) -> CrossValidation:
     "All penalties of the grid and all folds on one design."
     held_out = torch.nn.functional.one_hot(_fold_of(labels, folds, seed), folds).T.bool()
     training = (~held_out).double()
@@ -406,7 +460,9 @@ def cross_validate(
     "Stratified cross-validation of the penalty by accuracy, all penalties and folds in one batch."
     features, grid = _as_features(features), _grid(penalties)
     labels, classes = _as_labels(labels, len(features), num_classes)
-    return _cross_validate_on(_design(features, bias), labels, classes, grid, folds, seed, tolerance)
+    return _cross_validate_on(
+        _design(features, bias), labels, classes, grid, folds, seed, tolerance
+    )
 
 # %% ../nbs/03_linear_probe.ipynb #f73eb18d
 def fit_probe(
@@ -426,7 +482,9 @@ def fit_probe(
     labels, classes = _as_labels(labels, len(features), num_classes)
     design = _design(features, bias)
     validation = _cross_validate_on(design, labels, classes, grid, folds, seed)
-    return replace(_fit_on(design, labels, classes, validation.best_penalty), cross_validation=validation)
+    return replace(
+        _fit_on(design, labels, classes, validation.best_penalty), cross_validation=validation
+    )
 
 # %% ../nbs/03_linear_probe.ipynb #633763ec
 def stable_learning_rate(
@@ -452,9 +510,12 @@ def _with_ones(matrix: torch.Tensor) -> torch.Tensor:
 @dataclass(frozen=True)
 class ProbePath:
     "A head after some epochs of gradient steps, and how it got there."
+
     weight: torch.Tensor  # (C, h) float64
     bias: torch.Tensor | None  # (C,) float64; None without a bias
-    history: pd.DataFrame  # one row an epoch from 0: epoch, loss, head_norm, accuracy (on the training examples)
+    history: (
+        pd.DataFrame
+    )  # one row an epoch from 0: epoch, loss, head_norm, accuracy (on the training examples)
 
 
 def _start_head(weight, bias_init, classes: int, width: int, bias: bool) -> torch.Tensor:
@@ -462,24 +523,35 @@ def _start_head(weight, bias_init, classes: int, width: int, bias: bool) -> torc
     start = torch.zeros(classes, width + bias, dtype=torch.float64)
     if bias_init is not None and not bias:
         raise ValueError("bias_init was given, but bias=False fits a head without one")
-    for name, value, place in (("weight", weight, start[:, :width]), ("bias_init", bias_init, start[:, -1])):
+    for name, value, place in (
+        ("weight", weight, start[:, :width]),
+        ("bias_init", bias_init, start[:, -1]),
+    ):
         if value is None:
             continue
         value = torch.as_tensor(value).detach().to("cpu", torch.float64)
         if value.shape != place.shape or not torch.isfinite(value).all():
-            raise ValueError(f"{name} must be finite with shape {tuple(place.shape)}, got {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} must be finite with shape {tuple(place.shape)}, got {tuple(value.shape)}"
+            )
         place.copy_(value)
     return start
 
 
-def _loss_and_gradient(head, matrix, targets, logits, ridge, bias) -> tuple[torch.Tensor, torch.Tensor]:
+def _loss_and_gradient(
+    head, matrix, targets, logits, ridge, bias
+) -> tuple[torch.Tensor, torch.Tensor]:
     "Mean loss on some rows; its gradient (C, d) plus that of the ridge term of equation (eq-ridge)."
     log_probabilities = logits.log_softmax(dim=0)
     loss = -(log_probabilities * targets).sum() / len(matrix)
     gradient = (log_probabilities.exp() - targets) @ matrix / len(matrix)
     if ridge > 0:
         weight = head[:, :-1] if bias else head
-        pull = torch.stack([weight[0] - weight[1], weight[1] - weight[0]]) if len(head) == 2 else weight
+        pull = (
+            torch.stack([weight[0] - weight[1], weight[1] - weight[0]])
+            if len(head) == 2
+            else weight
+        )
         gradient[:, : weight.shape[1]] += ridge * pull
     return loss, gradient
 
@@ -504,7 +576,10 @@ def _descend(head, matrix, targets, labels, epochs, learning_rate, ridge, bias, 
             continue
         for rows in torch.randperm(len(matrix), generator=generator).split(batch_size):
             part = matrix[rows]
-            head -= learning_rate * _loss_and_gradient(head, part, targets[:, rows], head @ part.T, ridge, bias)[1]
+            head -= (
+                learning_rate
+                * _loss_and_gradient(head, part, targets[:, rows], head @ part.T, ridge, bias)[1]
+            )
 
 
 def _divergence(history, learning_rate, features, classes, bias, penalty) -> str:
@@ -534,7 +609,9 @@ def probe_path(
     features = _as_features(features)
     labels, classes = _as_labels(labels, len(features), num_classes)
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
-        if not (value is None and name == "batch_size") and (type(value) is not int or value < least):
+        if not (value is None and name == "batch_size") and (
+            type(value) is not int or value < least
+        ):
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if not (0 < learning_rate < math.inf):
         raise ValueError(f"learning_rate must be a finite number > 0, got {learning_rate!r}")
@@ -542,12 +619,18 @@ def probe_path(
     matrix = _with_ones(features) if bias else features
     head = _start_head(weight, bias_init, classes, features.shape[1], bias)
     targets = torch.nn.functional.one_hot(labels, classes).T.double().contiguous()
-    records = _descend(head, matrix, targets, labels, epochs, learning_rate, ridge, bias, batch_size, seed)
+    records = _descend(
+        head, matrix, targets, labels, epochs, learning_rate, ridge, bias, batch_size, seed
+    )
     history = pd.DataFrame(records.numpy(), columns=["loss", "head_norm", "accuracy"])
     history.insert(0, "epoch", range(len(history)))
     if len(history) <= epochs or not torch.isfinite(head).all():
-        raise ConvergenceError(_divergence(history, learning_rate, features, classes, bias, penalty))
-    return ProbePath(head[:, : features.shape[1]].clone(), head[:, -1].clone() if bias else None, history)
+        raise ConvergenceError(
+            _divergence(history, learning_rate, features, classes, bias, penalty)
+        )
+    return ProbePath(
+        head[:, : features.shape[1]].clone(), head[:, -1].clone() if bias else None, history
+    )
 
 # %% ../nbs/03_linear_probe.ipynb #b62efe7b
 def head_from_probe(
@@ -556,10 +639,14 @@ def head_from_probe(
     "Weight (C, h) and bias (C,), float64, whose softmax is the probe's predict_proba to 1e-6."
     for name in ("coef_", "intercept_", "classes_", "predict_proba"):
         if not hasattr(probe, name):
-            raise ValueError(f"expected a fitted logistic regression, but {type(probe).__name__} has no {name}")
+            raise ValueError(
+                f"expected a fitted logistic regression, but {type(probe).__name__} has no {name}"
+            )
     weight = torch.tensor(probe.coef_, dtype=torch.float64)
     bias = torch.tensor(probe.intercept_, dtype=torch.float64).expand(len(weight)).clone()
-    points = torch.randn(64, weight.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    points = torch.randn(
+        64, weight.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     points /= (points @ weight.T).std().clamp_min(1e-12)  # scores of order one
     expected = torch.from_numpy(probe.predict_proba(points.numpy()))
     candidates = [(weight, bias)]

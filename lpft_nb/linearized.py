@@ -26,7 +26,11 @@ def relaxation(
     if math.isinf(time):
         return torch.where(rates > rounding * rates.max(), 1 / rates, 0.0)
     early = time / examples  # the limit of a rate of zero
-    return torch.where(rates > 0, -torch.expm1(-rates * early) / rates.clamp(min=torch.finfo(rates.dtype).tiny), early)
+    return torch.where(
+        rates > 0,
+        -torch.expm1(-rates * early) / rates.clamp(min=torch.finfo(rates.dtype).tiny),
+        early,
+    )
 
 # %% ../nbs/25_linearized.ipynb #c4d7a9b6
 def solve_squared(
@@ -42,7 +46,9 @@ def solve_squared(
         raise ValueError(f"ridge and time must not be negative, got {ridge!r} and {time!r}")
     values, vectors = torch.linalg.eigh(matrix)
     target = torch.nn.functional.one_hot(labels, logits.shape[1]) - logits
-    weights = relaxation(values.clamp(min=0), ridge, math.inf if time is None else time, len(labels), rounding)
+    weights = relaxation(
+        values.clamp(min=0), ridge, math.inf if time is None else time, len(labels), rounding
+    )
     return (vectors @ (weights * (vectors.T @ target.flatten()))).reshape(logits.shape)
 
 # %% ../nbs/25_linearized.ipynb #691a13cb
@@ -57,7 +63,9 @@ def descend(
     coefficients = torch.zeros_like(logits)
     batches = batches if batches is not None else [torch.arange(len(logits))] * len(learning_rates)
     if len(batches) != len(learning_rates):
-        raise ValueError(f"each step needs a batch and a learning rate, got {len(batches)} and {len(learning_rates)}")
+        raise ValueError(
+            f"each step needs a batch and a learning rate, got {len(batches)} and {len(learning_rates)}"
+        )
     for rate, batch in zip(learning_rates, batches):
         now = logits + (matrix @ coefficients.flatten()).reshape(logits.shape)
         coefficients.index_add_(0, batch, rate / len(batch) * residuals(now[batch], labels[batch]))
@@ -86,12 +94,18 @@ def integrate(
     def velocity_gradient(_, state):
         p = probabilities(state)
         curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-        return (-torch.einsum("ncd,ndk->nck", curvature, matrix.reshape(*shape, -1)) / count).reshape(len(matrix), -1).numpy()
+        return (
+            (-torch.einsum("ncd,ndk->nck", curvature, matrix.reshape(*shape, -1)) / count)
+            .reshape(len(matrix), -1)
+            .numpy()
+        )
 
     found = solve_ivp(velocity, (0, time), torch.zeros(len(matrix)).numpy(), method="LSODA", jac=velocity_gradient,
                       rtol=tolerance, atol=tolerance * max(time, 1e-12) / count, t_eval=[time])  # fmt: skip
     if not found.success:
-        raise RuntimeError(f"the flow could not be followed to time {time:g}: {found.message}; take a shorter time or a larger tolerance")
+        raise RuntimeError(
+            f"the flow could not be followed to time {time:g}: {found.message}; take a shorter time or a larger tolerance"
+        )
     return torch.from_numpy(found.y[:, -1]).reshape(shape)
 
 # %% ../nbs/25_linearized.ipynb #913e8d8e
@@ -105,27 +119,50 @@ class LinearizedModel:
     ):
         "Keep the start; `fit_squared`, `flow` or `descend` train."
         self.matrix = check_square(kernel_train, "kernel_train")
-        self.logits, _ = check_logits(logits_train, torch.zeros(len(logits_train), dtype=torch.long))
+        self.logits, _ = check_logits(
+            logits_train, torch.zeros(len(logits_train), dtype=torch.long)
+        )
         if self.logits.shape != torch.as_tensor(kernel_train).shape[:2]:
-            raise ValueError(f"logits and kernel must describe the same examples and classes, got {tuple(self.logits.shape)} and {tuple(torch.as_tensor(kernel_train).shape)}")
+            raise ValueError(
+                f"logits and kernel must describe the same examples and classes, got {tuple(self.logits.shape)} and {tuple(torch.as_tensor(kernel_train).shape)}"
+            )
         self.rounding = default_threshold(kernel_train)
         self.coefficients: torch.Tensor | None = None
 
-    def fit_squared(self, labels, ridge: float = 0.0, time: float | None = None) -> "LinearizedModel":
+    def fit_squared(
+        self, labels, ridge: float = 0.0, time: float | None = None
+    ) -> "LinearizedModel":
         "Squared loss on one-hot targets in closed form, equation (eq-squared-flow); `time` None is the end."
-        self.coefficients = solve_squared(self.logits, self.matrix, check_logits(self.logits, labels)[1], ridge, time, self.rounding)
+        self.coefficients = solve_squared(
+            self.logits,
+            self.matrix,
+            check_logits(self.logits, labels)[1],
+            ridge,
+            time,
+            self.rounding,
+        )
         return self
 
     def flow(self, labels, time: float, tolerance: float = 1e-8) -> "LinearizedModel":
         "Cross-entropy by gradient flow up to `time` = learning rate · steps."
         if not 0 <= time < math.inf:
-            raise ValueError(f"time must be a finite number >= 0, got {time!r}: on separable data the flow never ends")
-        self.coefficients = integrate(self.logits, self.matrix, check_logits(self.logits, labels)[1], time, tolerance)
+            raise ValueError(
+                f"time must be a finite number >= 0, got {time!r}: on separable data the flow never ends"
+            )
+        self.coefficients = integrate(
+            self.logits, self.matrix, check_logits(self.logits, labels)[1], time, tolerance
+        )
         return self
 
     def descend(self, labels, learning_rates: list[float], batches=None) -> "LinearizedModel":
         "Cross-entropy by gradient steps, one learning rate a step; batches: index tensors, None is full batch."
-        self.coefficients = descend(self.logits, self.matrix, check_logits(self.logits, labels)[1], list(learning_rates), batches)
+        self.coefficients = descend(
+            self.logits,
+            self.matrix,
+            check_logits(self.logits, labels)[1],
+            list(learning_rates),
+            batches,
+        )
         return self
 
     def predict(self, logits, kernel_cross) -> torch.Tensor:  # (M, C) logits after training
@@ -135,5 +172,7 @@ class LinearizedModel:
         change = apply_kernel(kernel_cross, self.coefficients, "kernel_cross")
         logits = torch.as_tensor(logits).detach().cpu().double()
         if logits.shape != change.shape:
-            raise ValueError(f"logits must have shape {tuple(change.shape)}, as the left side of kernel_cross, got {tuple(logits.shape)}")
+            raise ValueError(
+                f"logits must have shape {tuple(change.shape)}, as the left side of kernel_cross, got {tuple(logits.shape)}"
+            )
         return logits + change

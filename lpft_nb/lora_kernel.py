@@ -21,7 +21,9 @@ def lora_model_kernels(
     down,  # (r, inputs) A
 ) -> tuple[torch.Tensor, torch.Tensor]:  # P and F, (N, C, M, C) float64
     "P and F of f(x) = V (B + U A) x + b at U = 0 where U, V and b are trained, equation (eq-lora-kernel)."
-    left, right, weight, down = (torch.as_tensor(part).double() for part in (left, right, weight, down))
+    left, right, weight, down = (
+        torch.as_tensor(part).double() for part in (left, right, weight, down)
+    )
     head_part, _ = linear_model_kernels(left, right, backbone, weight)
     gram = (left @ down.T) @ (right @ down.T).T
     return head_part, torch.einsum("nm,cd->ncmd", gram, weight @ weight.T)
@@ -37,11 +39,15 @@ def projection_errors(
 ) -> torch.Tensor:  # (draws, N, M) ⟨Ax, Ax'⟩ / (sigma² r) - ⟨x, x'⟩
     "Errors of random projections, one Gaussian A for each draw."
     if rank < 1 or draws < 1 or not deviation > 0:
-        raise ValueError(f"rank, draws and deviation must be positive, got {rank}, {draws} and {deviation}")
+        raise ValueError(
+            f"rank, draws and deviation must be positive, got {rank}, {draws} and {deviation}"
+        )
     exact = left @ right.T
     errors = torch.empty(draws, *exact.shape, dtype=torch.float64)
     for index in range(draws):
-        down = deviation * torch.randn(rank, left.shape[1], generator=generator, dtype=torch.float64)
+        down = deviation * torch.randn(
+            rank, left.shape[1], generator=generator, dtype=torch.float64
+        )
         errors[index] = (left @ down.T) @ (right @ down.T).T / (deviation**2 * rank) - exact
     return errors
 
@@ -74,8 +80,14 @@ def log_log_slope(
     from scipy import stats
 
     logs = [torch.as_tensor(values, dtype=torch.float64).log() for values in (ranks, errors)]
-    if len(logs[0]) < 3 or logs[0].shape != logs[1].shape or not all(values.isfinite().all() for values in logs):
-        raise ValueError("a slope with an interval needs at least three positive ranks and as many positive errors")
+    if (
+        len(logs[0]) < 3
+        or logs[0].shape != logs[1].shape
+        or not all(values.isfinite().all() for values in logs)
+    ):
+        raise ValueError(
+            "a slope with an interval needs at least three positive ranks and as many positive errors"
+        )
     fit = stats.linregress(*(values.numpy() for values in logs))
     half = fit.stderr * stats.t.ppf(0.975, len(logs[0]) - 2)
     return fit.slope, fit.slope - half, fit.slope + half

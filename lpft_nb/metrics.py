@@ -32,9 +32,13 @@ def check_labels(
     "Return `labels` as int64, or raise `ValueError` for a wrong type, shape or range."
     labels = torch.as_tensor(labels).detach().cpu()
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"labels must be integers, got {labels.dtype}: pass class numbers 0..{classes - 1}")
+        raise ValueError(
+            f"labels must be integers, got {labels.dtype}: pass class numbers 0..{classes - 1}"
+        )
     if labels.shape != (rows,):
-        raise ValueError(f"labels must have shape ({rows},), one for each row of logits, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must have shape ({rows},), one for each row of logits, got {tuple(labels.shape)}"
+        )
     wrong = labels[(labels < 0) | (labels >= classes)].unique().tolist()
     if wrong:
         raise ValueError(
@@ -47,21 +51,31 @@ def check_labels(
 def check_logits(
     logits,  # (N, C) raw scores, C >= 2, tensor or array of any floating type
     labels,  # (N,) integers in 0..C-1
-) -> tuple[torch.Tensor, torch.Tensor]:  # logits float64 (N, C) and labels int64 (N,), both detached, on the CPU
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # logits float64 (N, C) and labels int64 (N,), both detached, on the CPU
     "Return logits and labels in one exact form, or raise `ValueError` where no number could be trusted."
     logits = torch.as_tensor(logits).detach().cpu().double()
     if logits.ndim != 2:
         raise ValueError(f"logits must have shape (N, C), got {tuple(logits.shape)}")
     rows, classes = logits.shape
     if rows == 0:
-        raise ValueError(f"logits are empty, shape {tuple(logits.shape)}: the split holds no example")
+        raise ValueError(
+            f"logits are empty, shape {tuple(logits.shape)}: the split holds no example"
+        )
     if classes < 2:
-        raise ValueError(f"logits need at least two classes, got C = {classes}: use one column for each class")
+        raise ValueError(
+            f"logits need at least two classes, got C = {classes}: use one column for each class"
+        )
     if not logits.isfinite().all():
         bad = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        raise ValueError(f"logits hold NaN or infinity in {len(bad)} of {rows} rows, first {bad[:5]}: training diverged")
+        raise ValueError(
+            f"logits hold NaN or infinity in {len(bad)} of {rows} rows, first {bad[:5]}: training diverged"
+        )
     if looks_like_probabilities(logits):
-        raise ValueError("logits look like probabilities (rows nonnegative, summing to 1): pass the scores before softmax")
+        raise ValueError(
+            "logits look like probabilities (rows nonnegative, summing to 1): pass the scores before softmax"
+        )
     return logits, check_labels(labels, rows, classes)
 
 # %% ../nbs/04_metrics.ipynb #21b20142
@@ -125,7 +139,9 @@ def classification_metrics(
     logits,  # (N, C) raw scores, not softmax
     labels,  # (N,) integers in 0..C-1
     extra: tuple[str, ...] = (),  # "matthews" and "f1" (of class 1, two classes only)
-) -> dict[str, float]:  # accuracy, balanced_accuracy, macro_f1, nll, extras, count_k and predicted_k for each class k
+) -> dict[
+    str, float
+]:  # accuracy, balanced_accuracy, macro_f1, nll, extras, count_k and predicted_k for each class k
     "Judge logits against labels; `ValueError` where the input allows no trustworthy number."
     logits, labels = check_logits(logits, labels)
     classes = logits.shape[1]
@@ -134,7 +150,9 @@ def classification_metrics(
     counts, predicted = confusion.sum(1), confusion.sum(0)
     missing = (counts == 0).nonzero().flatten().tolist()
     if missing:
-        warn_once(f"of {classes} classes, {missing} do not occur in the labels: balanced accuracy leaves them out")
+        warn_once(
+            f"of {classes} classes, {missing} do not occur in the labels: balanced accuracy leaves them out"
+        )
     result = {
         "accuracy": (confusion.diag().sum() / confusion.sum()).item(),
         "balanced_accuracy": (confusion.diag() / counts).nanmean().item(),

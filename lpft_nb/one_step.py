@@ -29,7 +29,9 @@ def check_coefficients(
     "Refuse coefficients that do not match the right side of a kernel."
     coefficients = torch.as_tensor(coefficients).detach().cpu().double()
     if coefficients.shape != (examples, classes) or not coefficients.isfinite().all():
-        raise ValueError(f"delta must be finite and have shape ({examples}, {classes}), got {tuple(coefficients.shape)}: residuals(logits, labels) of the training examples")
+        raise ValueError(
+            f"delta must be finite and have shape ({examples}, {classes}), got {tuple(coefficients.shape)}: residuals(logits, labels) of the training examples"
+        )
     return coefficients
 
 
@@ -54,7 +56,9 @@ def predict_feature_step(
     weight = torch.as_tensor(weight).detach().cpu().double()
     feature_kernel = check_kernel(feature_kernel, "feature_kernel")
     if weight.ndim != 2 or weight.shape[1] != feature_kernel.shape[1]:
-        raise ValueError(f"weight must be (C, h) with h = {feature_kernel.shape[1]}, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must be (C, h) with h = {feature_kernel.shape[1]}, got {tuple(weight.shape)}"
+        )
     delta = check_coefficients(delta, feature_kernel.shape[2], len(weight))
     return check_rate(learning_rate) / len(delta) * apply_kernel(feature_kernel, delta @ weight)
 
@@ -71,7 +75,10 @@ def head_norm_bound(
     feature_norms,  # (N, M) `block_spectral_norms` of the kernel of the features
 ) -> torch.Tensor:  # (N, M) upper bounds on the spectral norms of F's blocks
     "Squared norm of the head times the norm of the feature kernel, left of equation (eq-head-bounds)."
-    return torch.linalg.matrix_norm(torch.as_tensor(weight).double(), ord=2) ** 2 * torch.as_tensor(feature_norms).double()
+    return (
+        torch.linalg.matrix_norm(torch.as_tensor(weight).double(), ord=2) ** 2
+        * torch.as_tensor(feature_norms).double()
+    )
 
 
 def feature_change_bound(
@@ -81,10 +88,15 @@ def feature_change_bound(
     learning_rate: float,  # eta of a step on the mean loss
 ) -> torch.Tensor:  # (M,) upper bounds on the length of the predicted feature change
     "Head norm times kernel norm times residual, middle of equation (eq-head-bounds)."
-    feature_norms, weight = torch.as_tensor(feature_norms).double(), torch.as_tensor(weight).double()
+    feature_norms, weight = (
+        torch.as_tensor(feature_norms).double(),
+        torch.as_tensor(weight).double(),
+    )
     delta = check_coefficients(delta, feature_norms.shape[1], len(weight))
     lengths = feature_norms @ delta.norm(dim=1)
-    return check_rate(learning_rate) / len(delta) * torch.linalg.matrix_norm(weight, ord=2) * lengths
+    return (
+        check_rate(learning_rate) / len(delta) * torch.linalg.matrix_norm(weight, ord=2) * lengths
+    )
 
 # %% ../nbs/22a_one_step.ipynb #68d0f64f
 def linear_model_kernels(
@@ -94,7 +106,9 @@ def linear_model_kernels(
     weight,  # (C, h) V
 ) -> tuple[torch.Tensor, torch.Tensor]:  # P and F, (N, C, M, C) float64
     "P and F of f(x) = V B x + b in closed form."
-    left, right, backbone, weight = (torch.as_tensor(part).double() for part in (left, right, backbone, weight))
+    left, right, backbone, weight = (
+        torch.as_tensor(part).double() for part in (left, right, backbone, weight)
+    )
     gram = (left @ backbone.T) @ (right @ backbone.T).T + 1
     identity = torch.eye(len(weight), dtype=torch.float64)
     head_part = torch.einsum("nm,cd->ncmd", gram, identity)

@@ -18,7 +18,15 @@ from cycler import cycler
 
 # %% ../nbs/06_plot.ipynb #709ed6e1
 METHODS = ("LP", "FT", "LP-FT", "LoRA", "LP-LoRA")
-PALETTE = ("#000000", "#D55E00", "#0072B2", "#E69F00", "#56B4E9", "#009E73", "#CC79A7")  # in the order of METHODS, then others
+PALETTE = (
+    "#000000",
+    "#D55E00",
+    "#0072B2",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#CC79A7",
+)  # in the order of METHODS, then others
 MARKERS = ("v", "s", "o", "^", "D", "P", "X")
 LINES = (":", "--", "-", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
 
@@ -29,7 +37,12 @@ def style_at(
 ) -> dict:  # color, marker, linestyle, label: keyword arguments of `Axes.plot`
     "The style at a place of the palette."
     place %= len(PALETTE)
-    return {"color": PALETTE[place], "marker": MARKERS[place], "linestyle": LINES[place], "label": label}
+    return {
+        "color": PALETTE[place],
+        "marker": MARKERS[place],
+        "linestyle": LINES[place],
+        "label": label,
+    }
 
 
 def method_style(
@@ -47,24 +60,26 @@ SINGLE, WIDE = (4.5, 3.0), (9.0, 3.0)  # inches: one panel, two or three panels 
 
 def use_style() -> None:
     "Set the book's figure style: sizes, fonts, grid, palette, and sharp SVG inside a notebook."
-    plt.rcParams.update({
-        "figure.figsize": SINGLE,
-        "figure.constrained_layout.use": True,
-        "savefig.dpi": 200,
-        "font.size": 9.0,
-        "axes.titlesize": 9.0,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.prop_cycle": cycler(color=PALETTE[len(METHODS):] + PALETTE[:len(METHODS)]),
-        "grid.color": "#DDDDDD",
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "lines.linewidth": 1.5,
-        "lines.markersize": 4.5,
-        "svg.hashsalt": "lpft-nb",
-    })
+    plt.rcParams.update(
+        {
+            "figure.figsize": SINGLE,
+            "figure.constrained_layout.use": True,
+            "savefig.dpi": 200,
+            "font.size": 9.0,
+            "axes.titlesize": 9.0,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.prop_cycle": cycler(color=PALETTE[len(METHODS) :] + PALETTE[: len(METHODS)]),
+            "grid.color": "#DDDDDD",
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "lines.linewidth": 1.5,
+            "lines.markersize": 4.5,
+            "svg.hashsalt": "lpft-nb",
+        }
+    )
     if "inline" in plt.get_backend():
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -78,8 +93,12 @@ def check_columns(
     "Raise `ValueError` for an empty frame or a missing column, with close matches."
     for column in columns:
         if column not in frame.columns:
-            close = difflib.get_close_matches(column, map(str, frame.columns)) or list(frame.columns)
-            raise ValueError(f"the frame has no column {column!r}: did you mean {' or '.join(map(str, close))}?")
+            close = difflib.get_close_matches(column, map(str, frame.columns)) or list(
+                frame.columns
+            )
+            raise ValueError(
+                f"the frame has no column {column!r}: did you mean {' or '.join(map(str, close))}?"
+            )
     if frame.empty:
         raise ValueError("the frame has no rows: check the filter that made it")
 
@@ -88,18 +107,24 @@ def over_seeds(
     frame: pd.DataFrame,  # tidy rows, one for each combination of `by` and seed
     value: str,  # column to average
     by: list[str],  # columns that say what belongs together
-) -> pd.DataFrame:  # by columns, then mean, low, high (95 % t-interval) and n, in order of appearance
+) -> (
+    pd.DataFrame
+):  # by columns, then mean, low, high (95 % t-interval) and n, in order of appearance
     "Average over seeds; `ValueError` for a value that is not finite or when two rows share `by` and seed."
     from lpft_nb.records import confidence_interval
 
     check_columns(frame, [*by, value, "seed"])
     finite = np.isfinite(frame[value].astype(float))
     if not finite.all():
-        raise ValueError(f"column {value!r} holds {(~finite).sum()} NaN or infinite values: find out why first")
+        raise ValueError(
+            f"column {value!r} holds {(~finite).sum()} NaN or infinite values: find out why first"
+        )
     repeated = frame.duplicated([*by, "seed"])
     if repeated.any():
         first = frame.loc[repeated, [*by, "seed"]].iloc[0].to_dict()
-        raise ValueError(f"{repeated.sum()} rows share a seed, first {first}: filter to one task, stage and split")
+        raise ValueError(
+            f"{repeated.sum()} rows share a seed, first {first}: filter to one task, stage and split"
+        )
     groups = frame.groupby(by, sort=False, observed=True)[value]
     rows = [(*key, *confidence_interval(group), len(group)) for key, group in groups]
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"])
@@ -113,7 +138,10 @@ def group_styles(
     check_columns(frame, [hue])
     groups = list(dict.fromkeys(frame[hue]))
     if hue != "method":
-        return {group: style_at(place, str(group)) for place, group in enumerate(groups, start=len(METHODS))}
+        return {
+            group: style_at(place, str(group))
+            for place, group in enumerate(groups, start=len(METHODS))
+        }
     styles = {group: method_style(group) for group in groups}
     return {method: styles[method] for method in METHODS if method in styles}
 
@@ -133,7 +161,9 @@ def curves(
     for group, style in group_styles(frame, hue).items():
         line = points[points[hue] == group]
         axes.plot(line[x], line["mean"], **style)
-        axes.fill_between(line[x], line["low"], line["high"], color=style["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(
+            line[x], line["low"], line["high"], color=style["color"], alpha=0.18, linewidth=0
+        )
     axes.set(xlabel=xlabel or x, ylabel=ylabel or y)
     axes.legend()
     return axes
@@ -155,11 +185,28 @@ def dots_with_intervals(
     for place, (name, style) in enumerate(styles.items()):
         shift = 0.8 * ((place + 0.5) / len(styles) - 0.5)
         seeds = frame[frame[hue] == name]
-        axes.plot(seeds[by].map(groups) + shift + 0.05, seeds[value], ".", color=style["color"], alpha=0.3, markersize=4)
+        axes.plot(
+            seeds[by].map(groups) + shift + 0.05,
+            seeds[value],
+            ".",
+            color=style["color"],
+            alpha=0.3,
+            markersize=4,
+        )
         dots = points[points[hue] == name]
         bars = (dots["high"] - dots["mean"]).fillna(0)
-        axes.errorbar(dots[by].map(groups) + shift, dots["mean"], yerr=bars, capsize=2, **style | {"linestyle": "none"})
-    axes.set(xticks=range(len(groups)), xticklabels=[str(group) for group in groups], ylabel=ylabel or value)
+        axes.errorbar(
+            dots[by].map(groups) + shift,
+            dots["mean"],
+            yerr=bars,
+            capsize=2,
+            **style | {"linestyle": "none"},
+        )
+    axes.set(
+        xticks=range(len(groups)),
+        xticklabels=[str(group) for group in groups],
+        ylabel=ylabel or value,
+    )
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return axes
 
@@ -168,11 +215,18 @@ class Table(str):
     "A Markdown table that notebooks show as HTML; as a string it is its own Markdown source."
 
     def _repr_html_(self) -> str:
-        head, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in self.splitlines()]
+        head, _, *body = [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in self.splitlines()
+        ]
         rows = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"]
         for cells in body:
-            shown = [f"<b>{html.escape(c[2:-2])}</b>" if c.startswith("**") else html.escape(c) for c in cells]
-            rows.append(f"<tr><th>{shown[0]}</th>{''.join(f'<td>{cell}</td>' for cell in shown[1:])}</tr>")
+            shown = [
+                f"<b>{html.escape(c[2:-2])}</b>" if c.startswith("**") else html.escape(c)
+                for c in cells
+            ]
+            rows.append(
+                f"<tr><th>{shown[0]}</th>{''.join(f'<td>{cell}</td>' for cell in shown[1:])}</tr>"
+            )
         return f"<table>{''.join(rows)}</table>"
 
 
@@ -195,7 +249,9 @@ def cell_text(
     digits: int,  # decimals
 ) -> str:  # "84.1 ± 1.2 (5)", without the half-width when n = 1
     "Mean, half-width of the 95 % interval and number of seeds."
-    half = "" if pd.isna(point["high"]) else f" ± {scale * (point['high'] - point['mean']):.{digits}f}"
+    half = (
+        "" if pd.isna(point["high"]) else f" ± {scale * (point['high'] - point['mean']):.{digits}f}"
+    )
     return f"{scale * point['mean']:.{digits}f}{half} ({point['n']:.0f})"
 
 
@@ -214,7 +270,9 @@ def table(
     lines = [[rows, *map(str, names)], ["---"] * (len(names) + 1)]
     for row, competitors in points.groupby(rows, sort=False, observed=True):
         competitors = competitors.set_index(columns)
-        texts = {name: cell_text(competitors.loc[name], scale, digits) for name in competitors.index}
+        texts = {
+            name: cell_text(competitors.loc[name], scale, digits) for name in competitors.index
+        }
         best = best_if_separate(competitors, largest)
         texts |= {} if best is None else {best: f"**{texts[best]}**"}
         lines.append([str(row), *(texts.get(name, "") for name in names)])

@@ -30,7 +30,7 @@ import pandas
 import torch
 from scipy.special import stdtrit
 
-from lpft_nb.cache import (
+from lpft_nb.store.cache import (
     canonical_json,
     content_hash,
     format_size,
@@ -58,7 +58,9 @@ def confidence_interval(
     "Mean and Student's t-interval of independent values; raises ValueError without values."
     array = np.asarray(values, dtype=float)
     if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"expected a list of at least one value, got an array of shape {array.shape}.")
+        raise ValueError(
+            f"expected a list of at least one value, got an array of shape {array.shape}."
+        )
     if not 0 < level < 1:
         raise ValueError(f"expected a level between 0 and 1, such as 0.95, got {level}.")
     if not np.isfinite(array).all():
@@ -75,7 +77,11 @@ _NAME = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _COUNT = {"type": ["integer", "null"], "minimum": 0}
 _ROWS = {"type": "array"}  # the rows are checked by `_check_rows`, which is much faster
-_TASK = {"name": {"type": "string"}, "fingerprint": {"type": "string", "minLength": 1}, "sizes": {"type": "object"}}
+_TASK = {
+    "name": {"type": "string"},
+    "fingerprint": {"type": "string", "minLength": 1},
+    "sizes": {"type": "object"},
+}
 _MODEL = {"id": {"type": "string"}, "revision": _TEXT_OR_NULL, "sha256": _TEXT_OR_NULL}
 _STAGES = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
 _REQUIRED = {
@@ -112,7 +118,13 @@ SCHEMA = {
 _VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 _NUMBER = (int, float, type(None))  # null stands for a number that is not finite
 _METRIC_ROW = {"stage": (str,), "split": (str,), "metric": (str,), "value": _NUMBER}
-_HISTORY_ROW = {"stage": (str,), "step": _NUMBER, "epoch": _NUMBER, "metric": (str,), "value": _NUMBER}
+_HISTORY_ROW = {
+    "stage": (str,),
+    "step": _NUMBER,
+    "epoch": _NUMBER,
+    "metric": (str,),
+    "value": _NUMBER,
+}
 
 
 class RecordError(ValueError):
@@ -123,11 +135,15 @@ def _check_rows(rows: list, expected: dict[str, tuple[type, ...]], where: str) -
     "Raise RecordError unless every row has exactly the expected names and types."
     for number, row in enumerate(rows):
         if type(row) is not dict or row.keys() != expected.keys():
-            raise RecordError(f"{where}[{number}]: expected the entries {', '.join(expected)}, got {row!r:.120}.")
+            raise RecordError(
+                f"{where}[{number}]: expected the entries {', '.join(expected)}, got {row!r:.120}."
+            )
         for name, types in expected.items():
             if type(row[name]) not in types:
                 wanted = " or ".join(sorted(kind.__name__ for kind in types))
-                raise RecordError(f"{where}[{number}].{name}: expected {wanted}, got {row[name]!r:.80}.")
+                raise RecordError(
+                    f"{where}[{number}].{name}: expected {wanted}, got {row[name]!r:.80}."
+                )
 
 # %% ../nbs/08_records.ipynb #3a591bc4
 def run_id(
@@ -135,7 +151,9 @@ def run_id(
     configuration: dict,  # everything that defines the run, as JSON values
 ) -> str:  # such as "lp_ft-cb-minilm-LP-FT-s0-1a2b3c4d"
     "Readable keys and 8 hex digits of the SHA-256 of the canonical JSON of the whole configuration."
-    parts = [f"s{value}" if name == "seed" else str(value).split("/")[-1] for name, value in keys.items()]
+    parts = [
+        f"s{value}" if name == "seed" else str(value).split("/")[-1] for name, value in keys.items()
+    ]
     readable = [re.sub(r"[^A-Za-z0-9._-]+", "_", part).strip("._-")[:40] or "x" for part in parts]
     return "-".join([*readable, content_hash(configuration)[:8]])
 
@@ -149,7 +167,10 @@ def configuration_of(
         {
             **{name: record[name] for name in ("experiment", "method", "seed", "parameters")},
             "task": {name: task[name] for name in ("name", "fingerprint")},
-            "model": {name: model.get(name) for name in ("id", "revision", "sha256", "pooling", "max_length")},
+            "model": {
+                name: model.get(name)
+                for name in ("id", "revision", "sha256", "pooling", "max_length")
+            },
         }
     )
 
@@ -158,7 +179,11 @@ def record_id(
     record: dict,  # needs experiment, method, seed, parameters, task and model
 ) -> str:  # the run id that `write_record` will use
     "The name that the run has by its configuration; known before the run starts."
-    keys = {"experiment": record["experiment"], "task": record["task"]["name"], "model": record["model"]["id"]}
+    keys = {
+        "experiment": record["experiment"],
+        "task": record["task"]["name"],
+        "model": record["model"]["id"],
+    }
     keys |= {"method": record["method"], "seed": record["seed"]}
     return run_id(keys, configuration_of(record))
 
@@ -182,7 +207,9 @@ def plain(
         return None
     if isinstance(value, (bool, int, str)):
         return value
-    raise TypeError(f"expected text, numbers, lists or dictionaries, got {type(value).__name__}: {value!r:.80}")
+    raise TypeError(
+        f"expected text, numbers, lists or dictionaries, got {type(value).__name__}: {value!r:.80}"
+    )
 
 
 def _null(number: float) -> None:
@@ -190,7 +217,9 @@ def _null(number: float) -> None:
     return None
 
 # %% ../nbs/08_records.ipynb #08b68164
-_MACHINE_PATH = re.compile(r"/+[\w.]|~[\w.-]*([\\/]|$)|[A-Za-z]:[\\/]|\\\\\w|file:/|\.{1,2}([\\/]|$)")
+_MACHINE_PATH = re.compile(
+    r"/+[\w.]|~[\w.-]*([\\/]|$)|[A-Za-z]:[\\/]|\\\\\w|file:/|\.{1,2}([\\/]|$)"
+)
 
 
 def portable(
@@ -224,7 +253,9 @@ def _versions() -> dict[str, str]:
 def _git(folder: Path, *arguments: str) -> str | None:
     "What git prints, or None where git, the checkout or the file in it is missing."
     try:
-        answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
@@ -236,13 +267,17 @@ def _git_commit() -> str | None:
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None or _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
-    return commit + ("-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    return commit + (
+        "-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else ""
+    )
 
 # %% ../nbs/08_records.ipynb #8cb25fe9
 def _processor() -> str:
     "Name of the processor's model, such as the system reports it."
     try:
-        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+        names = re.findall(
+            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE
+        )
     except OSError:
         names = []
     return names[0].strip() if names else platform.processor() or platform.machine()
@@ -268,7 +303,11 @@ def environment() -> dict:
         "gpu": gpus[0] if gpus else None,
         "gpus": len(gpus),
     }
-    software = {"versions": _versions(), "python": platform.python_version(), "git_commit": _git_commit()}
+    software = {
+        "versions": _versions(),
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+    }
     return software | {"hardware": hardware}
 
 # %% ../nbs/08_records.ipynb #db97bce4
@@ -287,16 +326,34 @@ def make_record(
     peak_memory_bytes: int | None = None,
     status: str = "finished",  # or "failed"
     error: str | None = None,  # the message of a failed run
-    surroundings: dict | None = None,  # `environment()` as it was when the run began; None: as it is now
+    surroundings: dict
+    | None = None,  # `environment()` as it was when the run began; None: as it is now
 ) -> dict:  # a complete record of JSON values, without arrays
     "A record with its run id and the present environment."
-    known = {"experiment": experiment, "method": method, "seed": seed, "parameters": portable(parameters)}
-    known |= {"task": task | portable({name: task.get(name) for name in ("name", "source")}), "model": portable(model)}
+    known = {
+        "experiment": experiment,
+        "method": method,
+        "seed": seed,
+        "parameters": portable(parameters),
+    }
+    known |= {
+        "task": task | portable({name: task.get(name) for name in ("name", "source")}),
+        "model": portable(model),
+    }
     return plain(
         {
             **{"schema_version": SCHEMA_VERSION, "run_id": record_id(known), **known},
-            **{"stages": stages, "metrics": plain(metrics, _null), "history": plain(history, _null), "arrays": None},
-            **{"status": status, "error": error, "created": datetime.now(UTC).isoformat(timespec="seconds")},
+            **{
+                "stages": stages,
+                "metrics": plain(metrics, _null),
+                "history": plain(history, _null),
+                "arrays": None,
+            },
+            **{
+                "status": status,
+                "error": error,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
             **{"wall_seconds": wall_seconds, "peak_memory_bytes": peak_memory_bytes},
             **(surroundings or environment()),
         }
@@ -315,21 +372,31 @@ def check_record(
 ) -> None:
     "Raise RecordError unless the record follows the schema and its name fits its configuration."
     if not isinstance(record, dict) or "schema_version" not in record:
-        raise RecordError("this is not a record of lpft-nb: expected an object with a schema_version.")
+        raise RecordError(
+            "this is not a record of lpft-nb: expected an object with a schema_version."
+        )
     if record["schema_version"] != SCHEMA_VERSION:
-        raise RecordError(f"expected schema version {SCHEMA_VERSION}, got {record['schema_version']!r}: run it again.")
+        raise RecordError(
+            f"expected schema version {SCHEMA_VERSION}, got {record['schema_version']!r}: run it again."
+        )
     problem = jsonschema.exceptions.best_match(_VALIDATOR.iter_errors(record))
     if problem is not None:
-        raise RecordError(f"{'.'.join(map(str, problem.absolute_path)) or 'record'}: {problem.message:.300}")
+        raise RecordError(
+            f"{'.'.join(map(str, problem.absolute_path)) or 'record'}: {problem.message:.300}"
+        )
     _check_rows(record["metrics"], _METRIC_ROW, "metrics")
     _check_rows(record["history"], _HISTORY_ROW, "history")
     name = record_id(record)
     if record["run_id"] != name:
-        raise RecordError(f"run_id is {record['run_id']!r}, its configuration says {name!r}: edited or foreign.")
+        raise RecordError(
+            f"run_id is {record['run_id']!r}, its configuration says {name!r}: edited or foreign."
+        )
     if record["arrays"] not in (None, f"{name}.safetensors"):
         raise RecordError(f"arrays: expected {name}.safetensors or null, got {record['arrays']!r}.")
     if paths := _machine_paths(record):
-        raise RecordError(f"{', '.join(paths)}: expected no paths of a machine; pass them through `portable`.")
+        raise RecordError(
+            f"{', '.join(paths)}: expected no paths of a machine; pass them through `portable`."
+        )
 
 # %% ../nbs/08_records.ipynb #e4e010bc
 def _record_text(record: dict) -> bytes:
@@ -350,15 +417,19 @@ def _axes_of(arrays: dict[str, torch.Tensor], axes: dict[str, str] | None) -> di
     named = {name: (axes or {}).get(name, "example,class") for name in arrays}
     for name, array in arrays.items():
         if array.ndim != len(named[name].split(",")):
-            raise RecordError(f"array {name!r} has shape {tuple(array.shape)}, but its axes are named {named[name]!r}.")
+            raise RecordError(
+                f"array {name!r} has shape {tuple(array.shape)}, but its axes are named {named[name]!r}."
+            )
     return named
 
 # %% ../nbs/08_records.ipynb #3861a6bf
 def write_record(
     record: dict,  # as made by `make_record`; run id and file name of the arrays are filled in
-    arrays: dict[str, torch.Tensor] | None = None,  # such as {"logits/FT/test": (N, C)}, stored beside the record
+    arrays: dict[str, torch.Tensor]
+    | None = None,  # such as {"logits/FT/test": (N, C)}, stored beside the record
     directory: str | Path = ".",  # folder for both files; made if it is missing
-    axes: dict[str, str] | None = None,  # array name -> "example,class"; that is also what is assumed
+    axes: dict[str, str]
+    | None = None,  # array name -> "example,class"; that is also what is assumed
 ) -> Path:  # the record's file, `<run_id>.json`
     "Check and write a record and its arrays; raises RecordError. A record of the same configuration is replaced."
     rows = {name: plain(record[name], _null) for name in ("metrics", "history") if name in record}
@@ -384,11 +455,15 @@ def read_record(
     try:
         record = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_no_constants)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path.name}: cannot be read as JSON, it may be cut off: {error}") from error
+        raise RecordError(
+            f"{path.name}: cannot be read as JSON, it may be cut off: {error}"
+        ) from error
     try:
         check_record(record)
         if path.stem != record["run_id"]:
-            raise RecordError(f"expected the file name {record['run_id']}.json: renamed or foreign.")
+            raise RecordError(
+                f"expected the file name {record['run_id']}.json: renamed or foreign."
+            )
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path.name}: {error}") from error
     return record
@@ -396,7 +471,9 @@ def read_record(
 # %% ../nbs/08_records.ipynb #551bdd28
 def load_arrays(
     record: dict,  # as returned by `read_record`
-    directory: str | Path | None = None,  # folder of the record or one above it; None: see `find_results`
+    directory: str
+    | Path
+    | None = None,  # folder of the record or one above it; None: see `find_results`
 ) -> dict[str, torch.Tensor]:  # name -> tensor as it was stored; empty for a record without arrays
     "The arrays beside a record; raises RecordError when they are missing, damaged or another run's."
     if record["arrays"] is None:
@@ -404,7 +481,9 @@ def load_arrays(
     folder = find_results() if directory is None else Path(directory)
     path = next(iter(sorted(folder.rglob(record["arrays"]))), None)
     if path is None:
-        raise RecordError(f"expected the file {record['arrays']} beside the record: it is missing. Run it again.")
+        raise RecordError(
+            f"expected the file {record['arrays']} beside the record: it is missing. Run it again."
+        )
     try:
         tensors, metadata = read_tensors(path)
     except ValueError as error:
@@ -432,16 +511,25 @@ def _rank(record: dict) -> tuple[bool, str]:
     return record["status"] == "finished", record["created"]
 
 
-ELSEWHERE = {"checkpoints", "benchmarks"}  # folders beside the records whose JSON files are none, and are no mistake
+ELSEWHERE = {
+    "checkpoints",
+    "benchmarks",
+}  # folders beside the records whose JSON files are none, and are no mistake
 
 
 def read_records(
-    directory: str | Path | None = None,  # folder to search with all folders below it; None: see `find_results`
-) -> tuple[list[dict], list[str]]:  # valid records by name; "file: reason" for every JSON file that is none
+    directory: str
+    | Path
+    | None = None,  # folder to search with all folders below it; None: see `find_results`
+) -> tuple[
+    list[dict], list[str]
+]:  # valid records by name; "file: reason" for every JSON file that is none
     "All valid records; others are named by a logged warning. Of two files for a run the finished or newer one counts."
     folder = find_results() if directory is None else Path(directory)
     if not folder.is_dir():
-        raise FileNotFoundError(f"expected a folder with records, got {str(directory)!r}, which is not there.")
+        raise FileNotFoundError(
+            f"expected a folder with records, got {str(directory)!r}, which is not there."
+        )
     records, skipped = {}, []
     for path in sorted(folder.rglob("*.json")):
         if ELSEWHERE.intersection(path.relative_to(folder).parts[:-1]):
@@ -449,7 +537,9 @@ def read_records(
         try:
             record = read_record(path)
         except (RecordError, OSError) as error:
-            skipped.append(str(error) if isinstance(error, RecordError) else f"{path.name}: {error.strerror}")
+            skipped.append(
+                str(error) if isinstance(error, RecordError) else f"{path.name}: {error.strerror}"
+            )
             continue
         other = records.get(record["run_id"])
         if other is not None:
@@ -461,10 +551,37 @@ def read_records(
     return [records[name] for name in sorted(records)], skipped
 
 # %% ../nbs/08_records.ipynb #862b2d2e
-_PER_RUN = ("seed", "seeds", "method", "methods", "device")  # parameters that do not tell settings apart
+_PER_RUN = (
+    "seed",
+    "seeds",
+    "method",
+    "methods",
+    "device",
+)  # parameters that do not tell settings apart
 RESULT_COLUMNS = (
-    *("run_id", "experiment", "task", "model", "method", "seed", "stage", "split", "metric", "value", "final"),
-    *("status", "max_train", "epochs", "n_train", "created", "fingerprint", "configuration", "parameters"),
+    *(
+        "run_id",
+        "experiment",
+        "task",
+        "model",
+        "method",
+        "seed",
+        "stage",
+        "split",
+        "metric",
+        "value",
+        "final",
+    ),
+    *(
+        "status",
+        "max_train",
+        "epochs",
+        "n_train",
+        "created",
+        "fingerprint",
+        "configuration",
+        "parameters",
+    ),
 )
 
 
@@ -481,11 +598,20 @@ def _number(value, *types: type) -> int | float | None:
 def _describe(record: dict) -> dict:
     "What the table repeats on every row of a run."
     used, task, method = record["parameters"], record["task"], record["method"]
-    shared = {name: _of_method(value, method) for name, value in used.items() if name not in _PER_RUN}
+    shared = {
+        name: _of_method(value, method) for name, value in used.items() if name not in _PER_RUN
+    }
     setting = configuration_of(record) | {"seed": None, "parameters": shared}
     return {
-        **{name: record[name] for name in ("run_id", "experiment", "method", "seed", "status", "created")},
-        **{"task": task["name"], "model": record["model"]["id"], "fingerprint": task["fingerprint"]},
+        **{
+            name: record[name]
+            for name in ("run_id", "experiment", "method", "seed", "status", "created")
+        },
+        **{
+            "task": task["name"],
+            "model": record["model"]["id"],
+            "fingerprint": task["fingerprint"],
+        },
         "max_train": _number(_of_method(used.get("max_train"), method), int),
         "epochs": _number(_of_method(used.get("epochs"), method), int, float),
         "n_train": _number(task["sizes"].get("train"), int),
@@ -496,13 +622,19 @@ def _describe(record: dict) -> dict:
 # %% ../nbs/08_records.ipynb #2c11c54f
 def load_results(
     directory: str | Path | None = None,  # folder with records; None: see `find_results`
-) -> pandas.DataFrame:  # one row a metric, columns RESULT_COLUMNS; `attrs["skipped"]` lists what was no record
+) -> (
+    pandas.DataFrame
+):  # one row a metric, columns RESULT_COLUMNS; `attrs["skipped"]` lists what was no record
     "The metrics of all records below the folder; corrupt and foreign files are named and skipped."
     records, skipped = read_records(directory)
     rows = []
     for record in records:
         shared = _describe(record)
-        last = record["stages"][-1]["name"] if record["stages"] and record["status"] == "finished" else None
+        last = (
+            record["stages"][-1]["name"]
+            if record["stages"] and record["status"] == "finished"
+            else None
+        )
         rows.extend(shared | row | {"final": row["stage"] == last} for row in record["metrics"])
     frame = pandas.DataFrame(rows, columns=list(RESULT_COLUMNS))
     types = {"value": float, "final": bool, "seed": "int64", "parameters": "category"}
@@ -513,7 +645,9 @@ def load_results(
 
 def load_history(
     directory: str | Path | None = None,  # folder with records; None: see `find_results`
-) -> pandas.DataFrame:  # run_id, experiment, task, model, method, seed, stage, step, epoch, metric, value
+) -> (
+    pandas.DataFrame
+):  # run_id, experiment, task, model, method, seed, stage, step, epoch, metric, value
     "The learning curves of all records below the folder, one row a value."
     shared = ("run_id", "experiment", "task", "model", "method", "seed")
     rows = []
@@ -526,10 +660,14 @@ def load_history(
 # %% ../nbs/08_records.ipynb #9fff66fa
 def _differing(rows: pandas.DataFrame) -> str:
     "Names and values of the parameters that differ between rows."
-    used = [json.loads(text) for text in rows["parameters"].unique()] if "parameters" in rows else []
+    used = (
+        [json.loads(text) for text in rows["parameters"].unique()] if "parameters" in rows else []
+    )
     names = sorted({name for one in used for name in one})
     values = {name: sorted({canonical_json(one.get(name)) for one in used}) for name in names}
-    return "; ".join(f"{name} is {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
+    return "; ".join(
+        f"{name} is {' and '.join(found)}" for name, found in values.items() if len(found) > 1
+    )
 
 
 def _refuse_mixtures(rows: pandas.DataFrame, cell: str) -> None:
@@ -538,19 +676,27 @@ def _refuse_mixtures(rows: pandas.DataFrame, cell: str) -> None:
     for column in ("fingerprint", "max_train", "n_train"):
         if column in rows and rows[column].nunique(dropna=False) > 1:
             found = " and ".join(sorted(str(value) for value in rows[column].unique()))
-            raise ValueError(f"expected one {column} in a comparison, got {column} {found}. {advice}")
+            raise ValueError(
+                f"expected one {column} in a comparison, got {column} {found}. {advice}"
+            )
     for method, of_method in rows.groupby("method"):
         if "configuration" in rows and of_method["configuration"].nunique() > 1:
             different = _differing(of_method) or "experiment or model differ"
-            raise ValueError(f"expected one setting of {method} in a comparison, got several: {different}. {advice}")
+            raise ValueError(
+                f"expected one setting of {method} in a comparison, got several: {different}. {advice}"
+            )
         if of_method["seed"].duplicated().any():
             seeds = sorted(set(of_method.loc[of_method["seed"].duplicated(), "seed"]))
-            raise ValueError(f"expected one value of {method} per seed, got several for seeds {seeds}. {advice}")
+            raise ValueError(
+                f"expected one value of {method} per seed, got several for seeds {seeds}. {advice}"
+            )
 
 # %% ../nbs/08_records.ipynb #b18419d1
 def _paired(rows: pandas.DataFrame, a: str, b: str) -> dict:
     "Difference a - b over the seeds that both methods have, with its interval and a verdict."
-    values = {method: rows[rows["method"] == method].set_index("seed")["value"] for method in (a, b)}
+    values = {
+        method: rows[rows["method"] == method].set_index("seed")["value"] for method in (a, b)
+    }
     seeds = sorted(set(values[a].index) & set(values[b].index))
     dropped = {method: sorted(set(values[method].index) - set(seeds)) for method in (a, b)}
     differences = [values[a][seed] - values[b][seed] for seed in seeds]
@@ -558,7 +704,9 @@ def _paired(rows: pandas.DataFrame, a: str, b: str) -> dict:
     return {
         **{"difference": mean, "low": low, "high": high, "n": len(seeds)},
         "verdict": "higher" if low > 0 else "lower" if high < 0 else "open",
-        "dropped": "; ".join(f"{method}: {', '.join(map(str, alone))}" for method, alone in dropped.items() if alone),
+        "dropped": "; ".join(
+            f"{method}: {', '.join(map(str, alone))}" for method, alone in dropped.items() if alone
+        ),
     }
 
 
@@ -569,7 +717,9 @@ def _final_rows(frame: pandas.DataFrame, wanted: dict[str, tuple[str, ...]]) -> 
         for name in names:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=3) or known
-                raise ValueError(f"no {column} {name!r} in the results; there is: {', '.join(close) or 'nothing'}.")
+                raise ValueError(
+                    f"no {column} {name!r} in the results; there is: {', '.join(close) or 'nothing'}."
+                )
     rows = frame[frame["final"]]
     for column, names in wanted.items():
         rows = rows[rows[column].isin(names)]
@@ -583,7 +733,9 @@ def compare(
     metric: str = "accuracy",
     split: str = "test",
     by: tuple[str, ...] = ("task", "model"),  # columns that define a comparison
-) -> pandas.DataFrame:  # per comparison: difference a - b, low, high (95 %), n pairs, verdict, dropped seeds
+) -> (
+    pandas.DataFrame
+):  # per comparison: difference a - b, low, high (95 %), n pairs, verdict, dropped seeds
     "Paired difference of two methods after their last stage, over the seeds that both have."
     rows = _final_rows(frame, {"metric": (metric,), "split": (split,), "method": (a, b)})
     table = []
@@ -593,7 +745,9 @@ def compare(
         asked = {"a": a, "b": b, "metric": metric, "split": split}
         table.append(dict(zip(by, cell, strict=True)) | asked | _paired(group, a, b))
         if table[-1]["dropped"]:
-            logger.warning("compare: %s: seeds without a partner are left out: %s", name, table[-1]["dropped"])
+            logger.warning(
+                "compare: %s: seeds without a partner are left out: %s", name, table[-1]["dropped"]
+            )
     return pandas.DataFrame(table)
 
 # %% ../nbs/08_records.ipynb #b8ee3ca2
@@ -621,18 +775,27 @@ def _publish_one(record: dict, source: Path, target: Path, largest_bytes: int) -
     path = target / record["experiment"] / f"{record['run_id']}.json"
     if path.exists():
         same = path.read_bytes() == _record_text(published)
-        return ("unchanged", "") if same else ("refused", "another record of this run is published; remove it first")
+        return (
+            ("unchanged", "")
+            if same
+            else ("refused", "another record of this run is published; remove it first")
+        )
     if small:
         load_arrays(record, source)
         write_atomically(path.with_suffix(".safetensors"), arrays.read_bytes())
     write_atomically(path, _record_text(published))
-    reason = f"arrays of {format_size(arrays.stat().st_size)} stay behind" if arrays is not None and not small else ""
+    reason = (
+        f"arrays of {format_size(arrays.stat().st_size)} stay behind"
+        if arrays is not None and not small
+        else ""
+    )
     return "published", reason
 
 # %% ../nbs/08_records.ipynb #6cf97c12
 def publish(
     source: str | Path = "runs",  # folder with the records of local runs
-    target: str | Path = "results",  # folder with the published records, `<experiment>/<run_id>.json`
+    target: str
+    | Path = "results",  # folder with the published records, `<experiment>/<run_id>.json`
     largest: str | int = "1MiB",  # arrays above this size stay behind
 ) -> pandas.DataFrame:  # run_id, outcome (published, unchanged, refused), reason
     "Copy valid, finished records to the published ones and gather these; never replaces a different record."

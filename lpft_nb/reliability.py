@@ -39,10 +39,17 @@ def reliability_table(
     sums = bin_sums(*top_label(logits, labels), check_bins(bins))
     edges, filled = np.linspace(0, 1, bins + 1), np.where(sums.counts > 0, sums.counts, np.nan)
     low, high = accuracy_interval(sums.correct, sums.counts, level)
-    return pd.DataFrame({
-        "low": edges[:-1], "high": edges[1:], "count": sums.counts.astype(np.int64), "confidence": sums.confidence / filled,
-        "accuracy": sums.correct / filled, "accuracy_low": low, "accuracy_high": high,
-    })
+    return pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "count": sums.counts.astype(np.int64),
+            "confidence": sums.confidence / filled,
+            "accuracy": sums.correct / filled,
+            "accuracy_low": low,
+            "accuracy_high": high,
+        }
+    )
 
 # %% ../nbs/40b_reliability.ipynb #8162661a
 COLOR, DIAGONAL = "#0072B2", "#777777"
@@ -60,11 +67,36 @@ def reliability_diagram(
     table = reliability_table(logits, labels, bins, level)
     full = table[table["count"] > 0]
     axes.plot([0, 1], [0, 1], color=DIAGONAL, linestyle="--", linewidth=1)
-    axes.bar(full["low"], full["accuracy"], full["high"] - full["low"], align="edge", color=color, alpha=0.25, edgecolor=color, linewidth=0.6)
+    axes.bar(
+        full["low"],
+        full["accuracy"],
+        full["high"] - full["low"],
+        align="edge",
+        color=color,
+        alpha=0.25,
+        edgecolor=color,
+        linewidth=0.6,
+    )
     below, above = full["accuracy"] - full["accuracy_low"], full["accuracy_high"] - full["accuracy"]
-    axes.errorbar(full["confidence"], full["accuracy"], [below.clip(lower=0), above.clip(lower=0)], fmt="o", color=color, capsize=2, linewidth=1)
+    axes.errorbar(
+        full["confidence"],
+        full["accuracy"],
+        [below.clip(lower=0), above.clip(lower=0)],
+        fmt="o",
+        color=color,
+        capsize=2,
+        linewidth=1,
+    )
     for row in full.itertuples():
-        axes.text((row.low + row.high) / 2, 0.01, f"{row.count}", ha="center", va="bottom", fontsize=6, rotation=90)
+        axes.text(
+            (row.low + row.high) / 2,
+            0.01,
+            f"{row.count}",
+            ha="center",
+            va="bottom",
+            fontsize=6,
+            rotation=90,
+        )
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
     return table
 
@@ -77,10 +109,22 @@ def confidence_histogram(
     color: str = COLOR,  # of the bars
 ) -> pd.DataFrame:  # the table that is drawn
     "Share of the examples in each bin, with lines at the mean confidence (dashed) and the accuracy (solid)."
-    table, (confidence, correct) = reliability_table(logits, labels, bins), top_label(logits, labels)
+    table, (confidence, correct) = (
+        reliability_table(logits, labels, bins),
+        top_label(logits, labels),
+    )
     full = table[table["count"] > 0]
-    axes.bar(full["low"], full["count"] / len(correct), full["high"] - full["low"], align="edge", color=color, alpha=0.6)
-    axes.axvline(confidence.mean(), color="black", linestyle="--", linewidth=1, label="mean confidence")
+    axes.bar(
+        full["low"],
+        full["count"] / len(correct),
+        full["high"] - full["low"],
+        align="edge",
+        color=color,
+        alpha=0.6,
+    )
+    axes.axvline(
+        confidence.mean(), color="black", linestyle="--", linewidth=1, label="mean confidence"
+    )
     axes.axvline(correct.mean(), color="black", linewidth=1, label="accuracy")
     axes.set(xlim=(0, 1), xlabel="confidence", ylabel="share of examples")
     return table
@@ -95,16 +139,26 @@ def reliability_panels(
 ) -> plt.Figure:
     "A reliability diagram above a confidence histogram for every name, on shared axes; the title tells the ECE."
     if not logits_by_name or logits_by_name.keys() != labels_by_name.keys():
-        raise ValueError(f"expected logits and labels of the same names, got {list(logits_by_name)} and {list(labels_by_name)}")
+        raise ValueError(
+            f"expected logits and labels of the same names, got {list(logits_by_name)} and {list(labels_by_name)}"
+        )
     columns = len(logits_by_name)
     figure, panels = plt.subplots(
-        2, columns, figsize=(min(3.2 * columns, 9.6), 4.2), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False
+        2,
+        columns,
+        figsize=(min(3.2 * columns, 9.6), 4.2),
+        sharex=True,
+        sharey="row",
+        height_ratios=(3, 1),
+        squeeze=False,
     )
     for (upper, lower), (name, logits) in zip(panels.T, logits_by_name.items()):
         labels = labels_by_name[name]
         table = reliability_diagram(upper, logits, labels, bins, level, color)
         confidence_histogram(lower, logits, labels, bins, color)
-        error = ((table["confidence"] - table["accuracy"]).abs() * table["count"]).sum() / table["count"].sum()
+        error = ((table["confidence"] - table["accuracy"]).abs() * table["count"]).sum() / table[
+            "count"
+        ].sum()
         upper.set(title=f"{name}: ECE {100 * error:.1f} %, n = {table['count'].sum()}", xlabel="")
     for axes in panels[:, 1:].flat:
         axes.set(ylabel="")
@@ -119,4 +173,6 @@ def reliability_pair(
     level: float = 0.95,  # of the interval of each bin
 ) -> plt.Figure:
     "The panels of one test set before and after a repair."
-    return reliability_panels({"before": before, "after": after}, {"before": labels, "after": labels}, bins, level)
+    return reliability_panels(
+        {"before": before, "after": after}, {"before": labels, "after": labels}, bins, level
+    )

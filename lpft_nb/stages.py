@@ -10,7 +10,17 @@ __all__ = ['METHODS', 'set_trainable', 'trainable_table', 'StageData', 'fit_exac
            'run_one', 'start_processes', 'finished_or_run', 'start_run', 'run_key', 'run_in_order', 'run_stages']
 
 # %% ../nbs/10_stages.ipynb #42d2eefa
-import contextlib, dataclasses, fnmatch, hashlib, json, logging, math, os, sys, tempfile, time
+import contextlib
+import dataclasses
+import fnmatch
+import hashlib
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +28,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from .cache import cached, content_hash
-from .calibration_rows import calibration_rows
+from .store.cache import cached, content_hash
+from .training.calibration_rows import calibration_rows
 from .classifier import features_of, set_head
 from .features import feature_statistics
-from .fine_tuning import EncodedDataset, TrainingPlan, is_head, train
+from .training.loop import EncodedDataset, TrainingPlan, is_head, train
 from .linear_probe import fit_probe, probe_path
-from .lora import add_lora
+from .models.lora import add_lora
 from .metrics import classification_metrics
 
 # %% ../nbs/10_stages.ipynb #6629fd6c
@@ -34,26 +44,41 @@ def set_trainable(model, patterns: tuple[str, ...] | None) -> None:
     patterns = ("*",) if patterns is None else tuple(patterns)
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ValueError(f"trainable={pattern!r} matches no parameter; names look like {', '.join(names[:3])}, …, {names[-1]}")
+            raise ValueError(
+                f"trainable={pattern!r} matches no parameter; names look like {', '.join(names[:3])}, …, {names[-1]}"
+            )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatch.fnmatch(name, pattern) for pattern in patterns))
 
 
-def trainable_table(model, head_learning_rate: float | None, backbone_learning_rate: float | None) -> pd.DataFrame:
+def trainable_table(
+    model, head_learning_rate: float | None, backbone_learning_rate: float | None
+) -> pd.DataFrame:
     "What trains in a stage: one row for head, backbone and adapters: tensors, parameters, share of the model, learning rate."
-    part = lambda name: "head" if is_head(name) else "LoRA adapters" if "lora_" in name else "backbone"
-    rows = [dict(part=part(name), tensors=1, parameters=p.numel()) for name, p in model.named_parameters() if p.requires_grad]
+    part = lambda name: (
+        "head" if is_head(name) else "LoRA adapters" if "lora_" in name else "backbone"
+    )
+    rows = [
+        dict(part=part(name), tensors=1, parameters=p.numel())
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    ]
     table = pd.DataFrame(rows).groupby("part", sort=False).sum()
     table["share"] = table.parameters / sum(p.numel() for p in model.parameters())
-    table["learning_rate"] = [head_learning_rate if name == "head" else backbone_learning_rate for name in table.index]
+    table["learning_rate"] = [
+        head_learning_rate if name == "head" else backbone_learning_rate for name in table.index
+    ]
     return table
 
 # %% ../nbs/10_stages.ipynb #b3b5198e
 @dataclass(frozen=True)
 class StageData:
     "What a stage works on: encoded splits with labels, the pre-trained features, and where and how to compute."
+
     encoded: dict[str, EncodedDataset]  # by split: train, validation, test, ood/<name>
-    features: dict[str, torch.Tensor]  # by split, (N, h) float32: of the backbone as the stage finds it
+    features: dict[
+        str, torch.Tensor
+    ]  # by split, (N, h) float32: of the backbone as the stage finds it
     num_labels: int
     seed: int
     folder: Path  # for checkpoints
@@ -66,26 +91,55 @@ class StageData:
 def fit_exactly(model, data: StageData, probe) -> tuple[list[dict], dict]:
     "Give the head the exact optimum on the frozen features: no history; facts of the fit."
     labels = torch.tensor(data.encoded["train"].labels)
-    fit = fit_probe(data.features["train"], labels, probe.penalty, probe.folds, data.seed, data.num_labels, model.head.bias is not None)
+    fit = fit_probe(
+        data.features["train"],
+        labels,
+        probe.penalty,
+        probe.folds,
+        data.seed,
+        data.num_labels,
+        model.head.bias is not None,
+    )
     set_head(model, fit.weight, fit.bias)
-    return [], dict(penalty=fit.penalty, objective=fit.objective, gradient_norm=fit.gradient_norm, iterations=fit.iterations)
+    return [], dict(
+        penalty=fit.penalty,
+        objective=fit.objective,
+        gradient_norm=fit.gradient_norm,
+        iterations=fit.iterations,
+    )
 
 
 def fit_by_steps(model, data: StageData, probe) -> tuple[list[dict], dict]:
     "Move the head by gradient steps on the frozen features: history of loss, head norm and accuracy; no further facts."
     labels, bias = torch.tensor(data.encoded["train"].labels), model.head.bias
-    path = probe_path(data.features["train"], labels, probe.epochs, probe.learning_rate, data.num_labels, bias is not None,
-                      weight=model.head.weight.detach(), bias_init=None if bias is None else bias.detach(),
-                      penalty=math.inf if probe.penalty is None else probe.penalty, batch_size=probe.batch_size, seed=data.seed)
+    path = probe_path(
+        data.features["train"],
+        labels,
+        probe.epochs,
+        probe.learning_rate,
+        data.num_labels,
+        bias is not None,
+        weight=model.head.weight.detach(),
+        bias_init=None if bias is None else bias.detach(),
+        penalty=math.inf if probe.penalty is None else probe.penalty,
+        batch_size=probe.batch_size,
+        seed=data.seed,
+    )
     set_head(model, path.weight, path.bias)
     rows = path.history.melt(id_vars="epoch", var_name="metric").itertuples()
-    return [dict(step=int(row.epoch), epoch=float(row.epoch), metric=row.metric, value=float(row.value)) for row in rows], {}
+    return [
+        dict(step=int(row.epoch), epoch=float(row.epoch), metric=row.metric, value=float(row.value))
+        for row in rows
+    ], {}
 
 # %% ../nbs/10_stages.ipynb #12cb3023
 @dataclass(frozen=True)
 class LinearProbe:
     "Train the head on frozen features: the exact L2-penalised optimum, or `epochs` of gradient steps."
-    penalty: float | None = None  # scikit-learn's C; None: cross-validated (exact) or no penalty (gradient steps)
+
+    penalty: float | None = (
+        None  # scikit-learn's C; None: cross-validated (exact) or no penalty (gradient steps)
+    )
     epochs: int | None = None  # None: the exact optimum
     learning_rate: float | None = None  # of the gradient steps; required with epochs
     batch_size: int | None = None  # of the gradient steps; None: all examples at once
@@ -95,10 +149,14 @@ class LinearProbe:
 
     def __post_init__(self):
         if (self.epochs is None) != (self.learning_rate is None):
-            raise ValueError(f"LinearProbe(epochs={self.epochs}, learning_rate={self.learning_rate}): "
-                             "give both for gradient steps, or neither for the exact optimum")
+            raise ValueError(
+                f"LinearProbe(epochs={self.epochs}, learning_rate={self.learning_rate}): "
+                "give both for gradient steps, or neither for the exact optimum"
+            )
         if self.epochs is None and self.batch_size is not None:
-            raise ValueError("LinearProbe(batch_size=…) belongs to gradient steps; give epochs and learning_rate too")
+            raise ValueError(
+                "LinearProbe(batch_size=…) belongs to gradient steps; give epochs and learning_rate too"
+            )
 
     def prepare(self, model, seed: int) -> pd.DataFrame:
         "Let the head train; the stage table."
@@ -113,32 +171,67 @@ class LinearProbe:
 def run_training(model, data: StageData, settings, name: str) -> tuple[list[dict], dict]:
     "Run the training loop for a `FineTune` or `LoRA` stage."
     head, backbone = settings.learning_rates()
-    plan = TrainingPlan(settings.epochs, head, backbone, settings.batch_size, settings.gradient_accumulation, settings.length_grouping,
-                        settings.weight_decay, settings.warmup_share, settings.max_gradient_norm, data.selection_metric)
-    return train(model, data.encoded["train"], data.encoded["validation"], plan, data.seed, data.folder, data.device, data.dtype,
-                 name, data.minutes_between_checkpoints)
+    plan = TrainingPlan(
+        settings.epochs,
+        head,
+        backbone,
+        settings.batch_size,
+        settings.gradient_accumulation,
+        settings.length_grouping,
+        settings.weight_decay,
+        settings.warmup_share,
+        settings.max_gradient_norm,
+        data.selection_metric,
+    )
+    return train(
+        model,
+        data.encoded["train"],
+        data.encoded["validation"],
+        plan,
+        data.seed,
+        data.folder,
+        data.device,
+        data.dtype,
+        name,
+        data.minutes_between_checkpoints,
+    )
 
 
 def check_training_settings(settings) -> None:
     "Refuse settings that cannot train, by name."
-    positive = dict(epochs=settings.epochs, learning_rate=settings.learning_rate, batch_size=settings.batch_size,
-                    gradient_accumulation=settings.gradient_accumulation)
+    positive = dict(
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        gradient_accumulation=settings.gradient_accumulation,
+    )
     for key, value in positive.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or not math.isfinite(value):
-            raise ValueError(f"{type(settings).__name__}({key}={value!r}): expected a positive number")
-    if not 0 <= settings.warmup_share < 1: raise ValueError(f"warmup_share={settings.warmup_share}: expected a share in [0, 1)")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not value > 0
+            or not math.isfinite(value)
+        ):
+            raise ValueError(
+                f"{type(settings).__name__}({key}={value!r}): expected a positive number"
+            )
+    if not 0 <= settings.warmup_share < 1:
+        raise ValueError(f"warmup_share={settings.warmup_share}: expected a share in [0, 1)")
 
 # %% ../nbs/10_stages.ipynb #a9e92669
 @dataclass(frozen=True)
 class FineTune:
     "Train head and backbone with AdamW, linear decay and the best validation epoch's weights (papers' defaults)."
+
     epochs: float = 10
     learning_rate: float = 1e-5  # of head and backbone, unless one of the next two is given
     head_learning_rate: float | None = None
     backbone_learning_rate: float | None = None
     batch_size: int = 16  # examples a step: all processes and accumulation steps together
     gradient_accumulation: int = 1
-    trainable: tuple[str, ...] | None = None  # shell-style patterns of parameter names; None: everything
+    trainable: tuple[str, ...] | None = (
+        None  # shell-style patterns of parameter names; None: everything
+    )
     length_grouping: bool = True
     weight_decay: float = 0.0
     warmup_share: float = 0.0
@@ -146,7 +239,8 @@ class FineTune:
 
     name = "FT"
 
-    def __post_init__(self): check_training_settings(self)
+    def __post_init__(self):
+        check_training_settings(self)
 
     def learning_rates(self) -> tuple[float, float]:
         "Of head and backbone."
@@ -166,6 +260,7 @@ class FineTune:
 @dataclass(frozen=True)
 class LoRA:
     "Train low-rank adapters of the attention's query and value matrices, and the head (paper A: r = 8, α = 8)."
+
     r: int = 8
     alpha: float = 8
     targets: tuple[str, ...] | None = None  # module names to adapt; None: query and value
@@ -183,11 +278,14 @@ class LoRA:
 
     def __post_init__(self):
         check_training_settings(self)
-        if self.r < 1: raise ValueError(f"LoRA(r={self.r}): expected a rank of at least 1")
+        if self.r < 1:
+            raise ValueError(f"LoRA(r={self.r}): expected a rank of at least 1")
 
     def learning_rates(self) -> tuple[float, float]:
         "Of head and adapters."
-        return (self.learning_rate if self.head_learning_rate is None else self.head_learning_rate), self.learning_rate
+        return (
+            self.learning_rate if self.head_learning_rate is None else self.head_learning_rate
+        ), self.learning_rate
 
     def prepare(self, model, seed: int) -> pd.DataFrame:
         "Add the adapters and let them and the head train; the stage table."
@@ -205,12 +303,17 @@ class LoRA:
 @dataclass(frozen=True)
 class ScaleHead:
     "Multiply the head, weights and bias, by a factor: `[LinearProbe(), ScaleHead(10), FineTune()]`."
+
     factor: float
 
     name = "scale"
 
     def __post_init__(self):
-        if isinstance(self.factor, bool) or not isinstance(self.factor, (int, float)) or not 0 < self.factor < math.inf:
+        if (
+            isinstance(self.factor, bool)
+            or not isinstance(self.factor, (int, float))
+            or not 0 < self.factor < math.inf
+        ):
             raise ValueError(f"ScaleHead(factor={self.factor!r}): expected a positive number")
 
     def prepare(self, model, seed: int) -> pd.DataFrame:
@@ -228,12 +331,24 @@ class ScaleHead:
         return [], dict(head_norm_before=before)
 
 # %% ../nbs/10_stages.ipynb #ff2c211a
-METHODS = {"LP": ("LP",), "FT": ("FT",), "LP-FT": ("LP", "FT"), "LoRA": ("LoRA",), "LP-LoRA": ("LP", "LoRA")}
+METHODS = {
+    "LP": ("LP",),
+    "FT": ("FT",),
+    "LP-FT": ("LP", "FT"),
+    "LoRA": ("LoRA",),
+    "LP-LoRA": ("LP", "LoRA"),
+}
 
 
-def method_stages(method: str, linear_probe: LinearProbe = LinearProbe(), fine_tune: FineTune = FineTune(), lora: LoRA = LoRA()) -> list:
+def method_stages(
+    method: str,
+    linear_probe: LinearProbe = LinearProbe(),
+    fine_tune: FineTune = FineTune(),
+    lora: LoRA = LoRA(),
+) -> list:
     "The list of stages that a method's name stands for."
-    if method not in METHODS: raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
     return [dict(LP=linear_probe, FT=fine_tune, LoRA=lora)[name] for name in METHODS[method]]
 
 # %% ../nbs/10_stages.ipynb #24d09a75
@@ -242,42 +357,73 @@ def classes_may_lack(split: str):
     "No warnings about missing classes while an out-of-distribution set is measured."
     logger = logging.getLogger("lpft_nb")
     level = logger.level
-    if split.startswith("ood/"): logger.setLevel(logging.ERROR)
-    try: yield
-    finally: logger.setLevel(level)
+    if split.startswith("ood/"):
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
-def measure(model, encoded: dict[str, EncodedDataset], features: dict[str, torch.Tensor], reference: dict[str, torch.Tensor],
-            stage: str, extra: tuple[str, ...] = ()) -> tuple[list[dict], dict[str, torch.Tensor], str]:
+def measure(
+    model,
+    encoded: dict[str, EncodedDataset],
+    features: dict[str, torch.Tensor],
+    reference: dict[str, torch.Tensor],
+    stage: str,
+    extra: tuple[str, ...] = (),
+) -> tuple[list[dict], dict[str, torch.Tensor], str]:
     "Tidy metric rows of a stage's end, the logits (N, C) by split, and why no temperature could be fitted, or ''."
     rows, logits = [], {}
     head = model.head
     bias = None if head.bias is None else head.bias.detach().float().cpu()
     for split, data in encoded.items():
-        logits[split] = torch.nn.functional.linear(features[split], head.weight.detach().float().cpu(), bias)
-        with classes_may_lack(split): values = classification_metrics(logits[split], torch.tensor(data.labels), extra=extra)
+        logits[split] = torch.nn.functional.linear(
+            features[split], head.weight.detach().float().cpu(), bias
+        )
+        with classes_may_lack(split):
+            values = classification_metrics(logits[split], torch.tensor(data.labels), extra=extra)
         values |= feature_statistics(features[split], reference[split])
-        rows += [dict(stage=stage, split=split, metric=metric, value=float(value)) for metric, value in values.items()]
-    calibration, reason = calibration_rows(stage, logits, {split: torch.as_tensor(data.labels) for split, data in encoded.items()})
-    rows.append(dict(stage=stage, split="stage", metric="head_norm", value=head.weight.detach().float().norm().item()))
+        rows += [
+            dict(stage=stage, split=split, metric=metric, value=float(value))
+            for metric, value in values.items()
+        ]
+    calibration, reason = calibration_rows(
+        stage, logits, {split: torch.as_tensor(data.labels) for split, data in encoded.items()}
+    )
+    rows.append(
+        dict(
+            stage=stage,
+            split="stage",
+            metric="head_norm",
+            value=head.weight.detach().float().norm().item(),
+        )
+    )
     return rows + calibration, logits, reason
 
 # %% ../nbs/10_stages.ipynb #68ab5fdc
 def reset_peak_memory(device: str) -> None:
     "Start a new measurement of peak memory where the system can do that."
-    if device != "cpu": torch.cuda.reset_peak_memory_stats()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     else:
-        with contextlib.suppress(OSError): Path("/proc/self/clear_refs").write_text("5")
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_bytes(device: str) -> int:
     "Peak memory since the last reset: of the GPU's allocator, or of the process (resident set; since its start where a reset is impossible)."
-    if device != "cpu": return torch.cuda.max_memory_allocated()
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"): return int(line.split()[1]) * 1024
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 # %% ../nbs/10_stages.ipynb #61931ca8
 def weights_hash(model) -> str:
@@ -291,39 +437,84 @@ def weights_hash(model) -> str:
 
 def encode_split(model, split, max_length: int) -> EncodedDataset:
     "Tokenise a split (a Dataset with `label`), through the cache."
+
     def compute():
         encoded = model.encode(split, max_length=max_length)
-        columns = {key: torch.tensor([token for example in encoded for token in example[key]]) for key in encoded[0]}
-        return {**columns, "lengths": torch.tensor([len(example["input_ids"]) for example in encoded]),
-                "truncated": torch.tensor(model.count_truncated(split, max_length=max_length))}
+        columns = {
+            key: torch.tensor([token for example in encoded for token in example[key]])
+            for key in encoded[0]
+        }
+        return {
+            **columns,
+            "lengths": torch.tensor([len(example["input_ids"]) for example in encoded]),
+            "truncated": torch.tensor(model.count_truncated(split, max_length=max_length)),
+        }
+
     texts = {name: list(split[name]) for name in split.column_names if name != "label"}
-    tokenizer = {name: part for name, part in json.loads(model.tokenizer.backend_tokenizer.to_str()).items()
-                 if name not in ("truncation", "padding")}  # left behind by the last call, whatever it was
-    stored = cached("tokens", dict(texts=content_hash(texts), tokenizer=content_hash(tokenizer), max_length=max_length, layout=2), compute)
+    tokenizer = {
+        name: part
+        for name, part in json.loads(model.tokenizer.backend_tokenizer.to_str()).items()
+        if name not in ("truncation", "padding")
+    }  # left behind by the last call, whatever it was
+    stored = cached(
+        "tokens",
+        dict(
+            texts=content_hash(texts),
+            tokenizer=content_hash(tokenizer),
+            max_length=max_length,
+            layout=2,
+        ),
+        compute,
+    )
     lengths, truncated = stored.pop("lengths").tolist(), int(stored.pop("truncated"))
-    pieces = {key: [piece.tolist() for piece in values.split(lengths)] for key, values in stored.items()}
-    return EncodedDataset([dict(zip(pieces, example)) for example in zip(*pieces.values())], torch.tensor(list(split["label"])), truncated)
+    pieces = {
+        key: [piece.tolist() for piece in values.split(lengths)] for key, values in stored.items()
+    }
+    return EncodedDataset(
+        [dict(zip(pieces, example)) for example in zip(*pieces.values())],
+        torch.tensor(list(split["label"])),
+        truncated,
+    )
 
 # %% ../nbs/10_stages.ipynb #69758077
-def split_features(model, encoded: dict[str, EncodedDataset], device: str) -> dict[str, torch.Tensor]:
+def split_features(
+    model, encoded: dict[str, EncodedDataset], device: str
+) -> dict[str, torch.Tensor]:
     "The features φ of every split, (N, h) float32, computed now."
     model.to(device)
     return {split: features_of(model, data.inputs) for split, data in encoded.items()}
 
 
-def frozen_features(model, encoded: dict[str, EncodedDataset], device: str) -> dict[str, torch.Tensor]:
+def frozen_features(
+    model, encoded: dict[str, EncodedDataset], device: str
+) -> dict[str, torch.Tensor]:
     "The features of every split, through the cache: for a backbone that has not been trained."
     weights = weights_hash(model)
+
     def one(data):
         key = dict(weights=weights, inputs=content_hash(data.inputs), device=device)
-        return cached("features", key, lambda: dict(features=split_features(model, dict(only=data), device)["only"]))["features"]
+        return cached(
+            "features",
+            key,
+            lambda: dict(features=split_features(model, dict(only=data), device)["only"]),
+        )["features"]
+
     return {split: one(data) for split, data in encoded.items()}
 
 # %% ../nbs/10_stages.ipynb #6436b931
-def save_stage(folder: Path, key: str, model, content: dict, logits: dict[str, torch.Tensor]) -> None:
+def save_stage(
+    folder: Path, key: str, model, content: dict, logits: dict[str, torch.Tensor]
+) -> None:
     "Write what a finished stage leaves: weights and logits first, the JSON that makes them valid last, each by rename."
-    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    for name, tensors in (("weights", weights), ("logits", {split.replace("/", "|"): value for split, value in logits.items()})):
+    weights = {
+        name: p.detach().cpu().contiguous()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    for name, tensors in (
+        ("weights", weights),
+        ("logits", {split.replace("/", "|"): value for split, value in logits.items()}),
+    ):
         save_file(tensors, folder / f"{name}.tmp")
         os.replace(folder / f"{name}.tmp", folder / f"{name}.safetensors")
     (folder / "stage.tmp").write_text(json.dumps(dict(key=key, **content)))
@@ -332,20 +523,28 @@ def save_stage(folder: Path, key: str, model, content: dict, logits: dict[str, t
 
 def load_stage(folder: Path, key: str, model) -> tuple[dict, dict[str, torch.Tensor]] | None:
     "What `save_stage` left, its weights copied into the model; None where there is nothing; refuses another configuration."
-    if not (folder / "stage.json").exists(): return None
+    if not (folder / "stage.json").exists():
+        return None
     content = json.loads((folder / "stage.json").read_text())
     if content.pop("key") != key:
-        raise ValueError(f"{folder.name} in the output folder was made with another model, task, seed or settings; choose another output folder or remove it")
+        raise ValueError(
+            f"{folder.name} in the output folder was made with another model, task, seed or settings; choose another output folder or remove it"
+        )
     weights = load_file(folder / "weights.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in weights: parameter.copy_(weights[name])
-    return content, {split.replace("|", "/"): value for split, value in load_file(folder / "logits.safetensors").items()}
+            if name in weights:
+                parameter.copy_(weights[name])
+    return content, {
+        split.replace("|", "/"): value
+        for split, value in load_file(folder / "logits.safetensors").items()
+    }
 
 # %% ../nbs/10_stages.ipynb #0db320d5
 @dataclass
 class StageResult:
     "What a list of stages leaves."
+
     metrics: pd.DataFrame  # stage, split, metric, value
     history: pd.DataFrame  # stage, step, epoch, metric, value
     stages: list[dict]  # facts of each stage: settings, what trained, seconds, peak memory
@@ -357,24 +556,43 @@ class StageResult:
 def resolve(device: str, dtype: str) -> tuple[str, torch.dtype]:
     "The device and the training precision: 'auto' takes a GPU where there is one, and bfloat16 where it has that."
     choices = dict(auto=None, float32=torch.float32, bfloat16=torch.bfloat16)
-    if device not in ("auto", "cpu", "cuda"): raise ValueError(f"device={device!r}: expected auto, cpu or cuda")
-    if dtype not in choices: raise ValueError(f"dtype={dtype!r}: expected auto, float32 or bfloat16")
-    if device == "cuda" and not torch.cuda.is_available(): raise ValueError("device='cuda', but this torch finds no GPU; use device='cpu' or 'auto'")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device!r}: expected auto, cpu or cuda")
+    if dtype not in choices:
+        raise ValueError(f"dtype={dtype!r}: expected auto, float32 or bfloat16")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda', but this torch finds no GPU; use device='cpu' or 'auto'")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    automatic = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    automatic = (
+        torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    )
     return device, choices[dtype] or automatic
 
 # %% ../nbs/10_stages.ipynb #24617ccd
 def unique_names(stages: list) -> list[str]:
     "The stages' names; a repeated one gets a number: LP, FT, FT2."
     names = [stage.name for stage in stages]
-    return [name if names[:at].count(name) == 0 else f"{name}{names[:at].count(name) + 1}" for at, name in enumerate(names)]
+    return [
+        name if names[:at].count(name) == 0 else f"{name}{names[:at].count(name) + 1}"
+        for at, name in enumerate(names)
+    ]
 
 
-def run_one(stage, name: str, model, data: StageData, reference: dict[str, torch.Tensor], extra: tuple[str, ...]):
+def run_one(
+    stage,
+    name: str,
+    model,
+    data: StageData,
+    reference: dict[str, torch.Tensor],
+    extra: tuple[str, ...],
+):
     "Train one stage and measure its end: content of its record, features and logits by split."
     table = stage.prepare(model, data.seed)
-    trains = f"{name} trains\n{table.to_string(formatters=dict(share='{:.2%}'.format))}" if len(table) else f"{name} trains nothing"
+    trains = (
+        f"{name} trains\n{table.to_string(formatters=dict(share='{:.2%}'.format))}"
+        if len(table)
+        else f"{name} trains nothing"
+    )
     print(f"{trains}\n{table.attrs.get('note', '')}".rstrip(), flush=True)
     reset_peak_memory(data.device)
     start = time.monotonic()
@@ -384,89 +602,188 @@ def run_one(stage, name: str, model, data: StageData, reference: dict[str, torch
     rows, logits, no_temperature = measure(model, data.encoded, features, reference, name, extra)
     seconds, peak = time.monotonic() - start, peak_memory_bytes(data.device)
     trained = int(table.parameters.sum())
-    rows += [dict(stage=name, split="stage", metric=metric, value=float(value))
-             for metric, value in dict(seconds=seconds, peak_memory_bytes=peak, trainable_parameters=trained).items()]
-    facts |= dict(name=name, kind=type(stage).__name__, settings=dataclasses.asdict(stage), note=table.attrs.get("note", ""),
-                  trainable=json.loads(table.reset_index().to_json(orient="records")), seconds=seconds, peak_memory_bytes=peak,
-                  no_temperature=no_temperature)
-    return dict(rows=rows, history=[dict(stage=name, **row) for row in history], facts=facts), features, logits
+    rows += [
+        dict(stage=name, split="stage", metric=metric, value=float(value))
+        for metric, value in dict(
+            seconds=seconds, peak_memory_bytes=peak, trainable_parameters=trained
+        ).items()
+    ]
+    facts |= dict(
+        name=name,
+        kind=type(stage).__name__,
+        settings=dataclasses.asdict(stage),
+        note=table.attrs.get("note", ""),
+        trainable=json.loads(table.reset_index().to_json(orient="records")),
+        seconds=seconds,
+        peak_memory_bytes=peak,
+        no_temperature=no_temperature,
+    )
+    return (
+        dict(rows=rows, history=[dict(stage=name, **row) for row in history], facts=facts),
+        features,
+        logits,
+    )
 
 # %% ../nbs/10_stages.ipynb #7ace404e
 def start_processes(device: str):
     "Join the process group when `accelerate launch` or `torchrun` started several processes; None for a single one."
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1: return None
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
     from accelerate import PartialState
+
     return PartialState(cpu=device == "cpu")
 
 
-def finished_or_run(stage, name: str, model, data: StageData, reference: dict[str, torch.Tensor], extra: tuple[str, ...], key: str, processes):
+def finished_or_run(
+    stage,
+    name: str,
+    model,
+    data: StageData,
+    reference: dict[str, torch.Tensor],
+    extra: tuple[str, ...],
+    key: str,
+    processes,
+):
     "Take a stage from its folder, or run it and leave it there: content of its record, features and logits by split."
     finished = (data.folder / "stage.json").exists()
-    if processes is not None: processes.wait_for_everyone()  # nobody writes before everybody has looked
+    if processes is not None:
+        processes.wait_for_everyone()  # nobody writes before everybody has looked
     if not finished:
         content, features, logits = run_one(stage, name, model, data, reference, extra)
-        if processes is None or processes.is_main_process: save_stage(data.folder, key, model, content, logits)
+        if processes is None or processes.is_main_process:
+            save_stage(data.folder, key, model, content, logits)
         return content, features, logits
     stage.prepare(model, data.seed)
     content, logits = load_stage(data.folder, key, model)
     print(f"{name}: taken from the output folder", flush=True)
     moved = any(p.requires_grad for n, p in model.named_parameters() if not is_head(n))
-    return content, split_features(model, data.encoded, data.device) if moved else data.features, logits
+    return (
+        content,
+        split_features(model, data.encoded, data.device) if moved else data.features,
+        logits,
+    )
 
 # %% ../nbs/10_stages.ipynb #a3601a57
-def start_run(model, task, seed: int, device: str, dtype: torch.dtype, max_length: int) -> StageData:
+def start_run(
+    model, task, seed: int, device: str, dtype: torch.dtype, max_length: int
+) -> StageData:
     "What the first stage works on: encoded splits and the features as the model comes."
     if model.config.num_labels != task.num_labels:
-        raise ValueError(f"the model's head has {model.config.num_labels} classes, task {task.name!r} has {task.num_labels}; "
-                         f"load the model with num_labels={task.num_labels}")
-    encoded = {split: encode_split(model, data, max_length) for split, data in task.splits().items()}
+        raise ValueError(
+            f"the model's head has {model.config.num_labels} classes, task {task.name!r} has {task.num_labels}; "
+            f"load the model with num_labels={task.num_labels}"
+        )
+    encoded = {
+        split: encode_split(model, data, max_length) for split, data in task.splits().items()
+    }
     selection = task.metrics[0] if task.metrics else "accuracy"
-    return StageData(encoded, frozen_features(model, encoded, device), task.num_labels, seed, Path(), device, dtype, selection)
+    return StageData(
+        encoded,
+        frozen_features(model, encoded, device),
+        task.num_labels,
+        seed,
+        Path(),
+        device,
+        dtype,
+        selection,
+    )
 
 
 def run_key(model, task, data: StageData, max_length: int) -> str:
     "A hash of what a run starts from: weights, head, task, seed, length, device and precision."
-    return content_hash(dict(model.head.state_dict()), dict(weights=weights_hash(model), task=task.fingerprint, seed=data.seed,
-                                                            max_length=max_length, device=data.device, dtype=str(data.dtype)))
+    return content_hash(
+        dict(model.head.state_dict()),
+        dict(
+            weights=weights_hash(model),
+            task=task.fingerprint,
+            seed=data.seed,
+            max_length=max_length,
+            device=data.device,
+            dtype=str(data.dtype),
+        ),
+    )
 
 # %% ../nbs/10_stages.ipynb #4369979d
-def run_in_order(stages: list, model, data: StageData, start_key: str, folder: Path, minutes: float, extra: tuple[str, ...], processes):
+def run_in_order(
+    stages: list,
+    model,
+    data: StageData,
+    start_key: str,
+    folder: Path,
+    minutes: float,
+    extra: tuple[str, ...],
+    processes,
+):
     "Take or run each stage in turn: metric rows, history rows, facts, logits by stage and split."
     rows, history, facts, arrays, key, reference = [], [], [], {}, start_key, data.features
     for at, (stage, name) in enumerate(zip(stages, unique_names(stages)), start=1):
-        key = content_hash(dict(before=key, kind=type(stage).__name__, settings=dataclasses.asdict(stage)))
+        key = content_hash(
+            dict(before=key, kind=type(stage).__name__, settings=dataclasses.asdict(stage))
+        )
         place = folder / f"{at}-{name}"
         place.mkdir(parents=True, exist_ok=True)
         data = dataclasses.replace(data, folder=place, minutes_between_checkpoints=minutes)
-        content, features, logits = finished_or_run(stage, name, model, data, reference, extra, key, processes)
+        content, features, logits = finished_or_run(
+            stage, name, model, data, reference, extra, key, processes
+        )
         data = dataclasses.replace(data, features=features)
-        rows, history, facts = rows + content["rows"], history + content["history"], [*facts, content["facts"]]
+        rows, history, facts = (
+            rows + content["rows"],
+            history + content["history"],
+            [*facts, content["facts"]],
+        )
         arrays |= {f"logits/{name}/{split}": value for split, value in logits.items()}
     return rows, history, facts, arrays
 
 # %% ../nbs/10_stages.ipynb #c796792b
-def run_stages(model,  # a Classifier with its tokenizer; its weights are changed in place
-               task,  # a Task
-               stages: list,  # of LinearProbe, ScaleHead, FineTune, LoRA
-               seed: int = 0,  # data order, dropout, adapters, folds; the head's start was set by Classifier.from_pretrained
-               output: str | Path | None = None,  # folder of checkpoints; a killed run called again with it continues
-               device: str = "auto", dtype: str = "auto",  # training precision; measuring is always in float32
-               max_length: int | None = None,  # tokens; None: the model's own limit
-               minutes_between_checkpoints: float = 10.0,  # inside a training stage
-              ) -> StageResult:
+def run_stages(
+    model,  # a Classifier with its tokenizer; its weights are changed in place
+    task,  # a Task
+    stages: list,  # of LinearProbe, ScaleHead, FineTune, LoRA
+    seed: int = 0,  # data order, dropout, adapters, folds; the head's start was set by Classifier.from_pretrained
+    output: str
+    | Path
+    | None = None,  # folder of checkpoints; a killed run called again with it continues
+    device: str = "auto",
+    dtype: str = "auto",  # training precision; measuring is always in float32
+    max_length: int | None = None,  # tokens; None: the model's own limit
+    minutes_between_checkpoints: float = 10.0,  # inside a training stage
+) -> StageResult:
     "Run a list of stages, measuring before the first and after each one."
-    if not stages: raise ValueError("no stages to run; pass e.g. [LinearProbe(), FineTune()]")
+    if not stages:
+        raise ValueError("no stages to run; pass e.g. [LinearProbe(), FineTune()]")
     device, precision = resolve(device, dtype)
-    processes, begin, max_length = start_processes(device), time.monotonic(), max_length or model.config.max_tokens
+    processes, begin, max_length = (
+        start_processes(device),
+        time.monotonic(),
+        max_length or model.config.max_tokens,
+    )
     data = start_run(model, task, seed, device, precision, max_length)
     extra = tuple(metric for metric in task.metrics if metric in ("matthews", "f1"))
     before, _, _ = measure(model, data.encoded, data.features, data.features, "start", extra)
-    before += [dict(stage="start", split=split, metric="truncated", value=float(part.truncated)) for split, part in data.encoded.items()]
+    before += [
+        dict(stage="start", split=split, metric="truncated", value=float(part.truncated))
+        for split, part in data.encoded.items()
+    ]
     labels = {f"labels/{split}": torch.tensor(part.labels) for split, part in data.encoded.items()}
     with tempfile.TemporaryDirectory() as scratch:
         minutes = math.inf if output is None else minutes_between_checkpoints
-        rows, history, facts, logits = run_in_order(stages, model, data, run_key(model, task, data, max_length),
-                                                    Path(output or scratch), minutes, extra, processes)
+        rows, history, facts, logits = run_in_order(
+            stages,
+            model,
+            data,
+            run_key(model, task, data, max_length),
+            Path(output or scratch),
+            minutes,
+            extra,
+            processes,
+        )
     history = pd.DataFrame(history, columns=["stage", "step", "epoch", "metric", "value"])
-    return StageResult(pd.DataFrame(before + rows), history, facts, labels | logits, time.monotonic() - begin,
-                       max(fact["peak_memory_bytes"] for fact in facts))
+    return StageResult(
+        pd.DataFrame(before + rows),
+        history,
+        facts,
+        labels | logits,
+        time.monotonic() - begin,
+        max(fact["peak_memory_bytes"] for fact in facts),
+    )

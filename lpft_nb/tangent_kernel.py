@@ -16,27 +16,51 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas
 import torch
-from .cache import content_hash, format_size, parse_size
-from .contractions import Workspace, add_inner_products
+from .store.cache import content_hash, format_size, parse_size
+from .kernel.contractions import Workspace, add_inner_products
 from .classifier import MODEL_INPUTS
-from lpft_nb.gradient_factors import (
-    KernelError, check_model, cropped, explicit_gradients, gradient_pieces, kernel_parameters, no_gradients,
+from lpft_nb.kernel.gradient_factors import (
+    KernelError,
+    check_model,
+    cropped,
+    explicit_gradients,
+    gradient_pieces,
+    kernel_parameters,
+    no_gradients,
 )
-from lpft_nb.kernel_plan import (
-    Part, Plan, Probe, block_sizes, gemm_rate, gram_flops, packed, probe, take_rows,
+from lpft_nb.kernel.plan import (
+    Part,
+    Plan,
+    Probe,
+    block_sizes,
+    gemm_rate,
+    gram_flops,
+    packed,
+    probe,
+    take_rows,
 )
-from .kernel_progress import Progress, Store, World
+from .kernel.progress import Progress, Store, World
 from .linearized import LinearizedModel as LinearizedModel
-from .projection import Projection, dimension_for, error_per_dimension
-from .kernel_result import TangentKernel, as_matrix, block, describe, trace_over_classes
+from .kernel.projection import Projection, dimension_for, error_per_dimension
+from .kernel.result import TangentKernel, as_matrix, block, describe, trace_over_classes
 
-_all_ = ["TangentKernel", "LinearizedModel", "as_matrix", "block", "trace_over_classes", "KernelError"]
+_all_ = [
+    "TangentKernel",
+    "LinearizedModel",
+    "as_matrix",
+    "block",
+    "trace_over_classes",
+    "KernelError",
+]
 
 # %% ../nbs/21_tangent_kernel.ipynb #345dee14
 GROUPS = (
     ("norms", r"norm|ln_\d|ln_f"),
     ("embeddings", r"embed|wte|wpe|shared|rel_"),
-    ("attention", r"att|q_proj|k_proj|v_proj|o_proj|q_lin|k_lin|v_lin|out_lin|query|key|value|\bWqkv\b"),
+    (
+        "attention",
+        r"att|q_proj|k_proj|v_proj|o_proj|q_lin|k_lin|v_lin|out_lin|query|key|value|\bWqkv\b",
+    ),
     ("feed-forward", r"mlp|intermediate|output|ffn|lin1|lin2|dense|gate|up_proj|down_proj"),
 )
 SPLITS = (None, "module", "group", "layer")
@@ -50,8 +74,15 @@ def label_of(name: str, by: str | None) -> str:
         return name.rpartition(".")[0] or name
     if by == "layer":
         number = re.search(r"(?:^|\.)(\d+)\.", name)
-        return f"layer {number.group(1)}" if number else ("embeddings" if re.search(GROUPS[1][1], name) else "other")
-    return next((group for group, pattern in GROUPS if re.search(pattern, name, flags=re.IGNORECASE)), "other")
+        return (
+            f"layer {number.group(1)}"
+            if number
+            else ("embeddings" if re.search(GROUPS[1][1], name) else "other")
+        )
+    return next(
+        (group for group, pattern in GROUPS if re.search(pattern, name, flags=re.IGNORECASE)),
+        "other",
+    )
 
 # %% ../nbs/21_tangent_kernel.ipynb #e4ba5712
 @dataclass
@@ -72,7 +103,10 @@ class Side:
 
     def blocks(self, size: int) -> list[range]:
         "The examples in runs of at most `size`."
-        return [range(first, min(first + size, len(self.order))) for first in range(0, len(self.order), size)]
+        return [
+            range(first, min(first + size, len(self.order)))
+            for first in range(0, len(self.order), size)
+        ]
 
 # %% ../nbs/21_tangent_kernel.ipynb #7a8da186
 SLACK = 0.9  # the share of the budget that is planned for; the rest covers what allocators round up
@@ -80,7 +114,9 @@ WORKSPACE = 64 * 2**20
 CHUNK = 64
 
 
-def fixed_bytes(sides: list[Side], classes: int, labels: int, itemsize: int, parameters: int) -> int:
+def fixed_bytes(
+    sides: list[Side], classes: int, labels: int, itemsize: int, parameters: int
+) -> int:
     "Bytes of the kernels themselves, one copy for the return to the caller's order, and the check against autograd."
     rows, columns = (len(side.order) for side in (sides[0], sides[-1]))
     kernel = rows * columns * classes**2 * itemsize
@@ -94,36 +130,77 @@ def make_plan(model, sides: list[Side], probed: Probe, memory: int, labels: int)
     fixed = fixed_bytes(sides, classes, labels, weight.element_size(), parameters)
     longest = max(int(side.lengths[0]) for side in sides)
     captured = sum(part.token_bytes for part in probed.parts)
-    one = longest * (probed.graph_bytes_per_token + captured) + sum(part.reserve for part in probed.parts)
+    one = longest * (probed.graph_bytes_per_token + captured) + sum(
+        part.reserve for part in probed.parts
+    )
     room = SLACK * memory - fixed
     workspace = int(min(WORKSPACE, max(room / 8, 0)))
     chunk = int(max(1, min(CHUNK, (room / 4) // max(one, 1))))
     held = room - workspace - chunk * one
     lengths = [side.lengths for side in sides]
-    blocks = block_sizes(probed.parts, lengths, held) if probed.parts else [len(side) for side in lengths]
+    blocks = (
+        block_sizes(probed.parts, lengths, held)
+        if probed.parts
+        else [len(side) for side in lengths]
+    )
     if not blocks:
         widest = max(part.token_bytes * longest + part.example_bytes for part in probed.parts)
         needed = (fixed + 2 * widest + one + 2**20) / SLACK * 1.2
-        raise KernelError(f"memory={format_size(memory)} holds not even one example a side; at least {format_size(int(needed))} would do")
+        raise KernelError(
+            f"memory={format_size(memory)} holds not even one example a side; at least {format_size(int(needed))} would do"
+        )
     whole = all(size == len(side) for size, side in zip(blocks, lengths))
-    shown = lengths if whole else [side[:size] for side, size in zip(lengths, blocks)] * (2 if len(sides) == 1 else 1)
+    shown = (
+        lengths
+        if whole
+        else [side[:size] for side, size in zip(lengths, blocks)] * (2 if len(sides) == 1 else 1)
+    )
     passes = packed(probed.parts, shown, held)
     repeats = sum(-(-len(side) // size) for side, size in zip(lengths, blocks)) if not whole else 1
     tokens = sum(float(side.sum()) for side in lengths)
     flops = gram_flops(probed, lengths)
-    seconds = flops / gemm_rate(weight.device, weight.dtype) + len(passes) * repeats * tokens * probed.seconds_per_token
-    largest = max((sum(sum(part.token_bytes * float(side.sum()) + part.example_bytes * len(side) for side in shown) for part in one_pass) for one_pass in passes), default=0.0)
+    seconds = (
+        flops / gemm_rate(weight.device, weight.dtype)
+        + len(passes) * repeats * tokens * probed.seconds_per_token
+    )
+    largest = max(
+        (
+            sum(
+                sum(
+                    part.token_bytes * float(side.sum()) + part.example_bytes * len(side)
+                    for side in shown
+                )
+                for part in one_pass
+            )
+            for one_pass in passes
+        ),
+        default=0.0,
+    )
     return Plan(
-        rule_table(model, probed), probed.reasons, [[part.names for part in one_pass] for one_pass in passes],
-        (blocks[0], blocks[-1]), chunk, workspace, int(fixed + workspace + chunk * one + largest), flops / 1e9, seconds,
+        rule_table(model, probed),
+        probed.reasons,
+        [[part.names for part in one_pass] for one_pass in passes],
+        (blocks[0], blocks[-1]),
+        chunk,
+        workspace,
+        int(fixed + workspace + chunk * one + largest),
+        flops / 1e9,
+        seconds,
     )
 
 # %% ../nbs/21_tangent_kernel.ipynb #2cf6d4e3
 def rule_table(model, probed: Probe) -> pandas.DataFrame:
     "How many tensors and parameters each rule covers; the head's gradients are P and need no rule."
     parameters = kernel_parameters(model)
-    rows = [(probed.rules.get(name, "unused"), parameter.numel()) for name, parameter in parameters.items()]
-    frame = pandas.DataFrame(rows, columns=["rule", "parameters"]).groupby("rule")["parameters"].agg(tensors="size", parameters="sum")
+    rows = [
+        (probed.rules.get(name, "unused"), parameter.numel())
+        for name, parameter in parameters.items()
+    ]
+    frame = (
+        pandas.DataFrame(rows, columns=["rule", "parameters"])
+        .groupby("rule")["parameters"]
+        .agg(tensors="size", parameters="sum")
+    )
     frame["share"] = frame["parameters"] / max(int(frame["parameters"].sum()), 1)
     return frame.sort_values("parameters", ascending=False)
 
@@ -133,7 +210,9 @@ def unchanged(name: str, found):
     return found
 
 
-def capture(model, side: Side, examples: range, rules: dict[str, str], chunk: int, transform=unchanged) -> dict[str, list]:
+def capture(
+    model, side: Side, examples: range, rules: dict[str, str], chunk: int, transform=unchanged
+) -> dict[str, list]:
     "The gradients of some parameters for some examples of a side, as lists of pieces; `transform` is a projection or nothing."
     structured = {name: rule for name, rule in rules.items() if rule != "explicit"}
     explicit = [name for name, rule in rules.items() if rule == "explicit"]
@@ -143,14 +222,28 @@ def capture(model, side: Side, examples: range, rules: dict[str, str], chunk: in
         pieces = gradient_pieces(model, batch, structured) if structured else {}
         pieces |= explicit_gradients(model, batch, explicit) if explicit else {}
         for name, held in found.items():
-            held.append(transform(name, pieces[name]) if name in pieces else len(batch["input_ids"]))
+            held.append(
+                transform(name, pieces[name]) if name in pieces else len(batch["input_ids"])
+            )
     for name, held in found.items():
         known = next((one for one in held if not isinstance(one, int)), None)
-        found[name] = [] if known is None else [no_gradients(known, one) if isinstance(one, int) else one for one in held]
+        found[name] = (
+            []
+            if known is None
+            else [no_gradients(known, one) if isinstance(one, int) else one for one in held]
+        )
     return found
 
 # %% ../nbs/21_tangent_kernel.ipynb #08b78c3d
-def contract(left: dict[str, list], right: dict[str, list] | None, names: list[str], labels: dict, spot, accumulators, workspace: Workspace) -> None:
+def contract(
+    left: dict[str, list],
+    right: dict[str, list] | None,
+    names: list[str],
+    labels: dict,
+    spot,
+    accumulators,
+    workspace: Workspace,
+) -> None:
     "Add the inner products of some parameters to the shares of F that they belong to."
     rows, columns = spot
     for name in names:
@@ -164,11 +257,24 @@ def class_rows(examples: range, classes: int) -> slice:
     return slice(examples.start * classes, examples.stop * classes)
 
 # %% ../nbs/21_tangent_kernel.ipynb #0fcc61a3
-def accumulate(model, sides: list[Side], plan: Plan, rules: dict, labels: dict, store: Store, transform, quiet: bool) -> None:
+def accumulate(
+    model,
+    sides: list[Side],
+    plan: Plan,
+    rules: dict,
+    labels: dict,
+    store: Store,
+    transform,
+    quiet: bool,
+) -> None:
     "Stream over passes and blocks of examples; of a symmetric kernel only the part above the diagonal is filled."
     classes, symmetric = model.head.out_features, len(sides) == 1
     left_blocks, right_blocks = sides[0].blocks(plan.block[0]), sides[-1].blocks(plan.block[1])
-    pairs = [(i, j) for i in range(len(left_blocks)) for j in range(i if symmetric else 0, len(right_blocks))]
+    pairs = [
+        (i, j)
+        for i in range(len(left_blocks))
+        for j in range(i if symmetric else 0, len(right_blocks))
+    ]
     workspace = Workspace(plan.workspace)
     progress = Progress(len(pairs) * sum(len(one) for one in plan.passes), quiet)
     for one_pass in plan.passes:
@@ -177,10 +283,17 @@ def accumulate(model, sides: list[Side], plan: Plan, rules: dict, labels: dict, 
         for i, j in pairs:
             if held != i:
                 left = right = None
-                left, held = capture(model, sides[0], left_blocks[i], wanted, plan.chunk, transform), i
+                left, held = (
+                    capture(model, sides[0], left_blocks[i], wanted, plan.chunk, transform),
+                    i,
+                )
             same = symmetric and i == j
             right = None
-            right = None if same else capture(model, sides[-1], right_blocks[j], wanted, plan.chunk, transform)
+            right = (
+                None
+                if same
+                else capture(model, sides[-1], right_blocks[j], wanted, plan.chunk, transform)
+            )
             spot = class_rows(left_blocks[i], classes), class_rows(right_blocks[j], classes)
             for names in one_pass:
                 contract(left, right, names, labels, spot, store.accumulators, workspace)
@@ -194,13 +307,24 @@ def accumulate(model, sides: list[Side], plan: Plan, rules: dict, labels: dict, 
         store.add(list(wanted), {labels[name] for name in wanted}, now=len(pairs) > 1)
 
 # %% ../nbs/21_tangent_kernel.ipynb #6b5866ba
-def within_memory(model, sides: list[Side], probed: Probe, memory: int, labels: dict, store: Store, transform, quiet: bool) -> Plan:
+def within_memory(
+    model,
+    sides: list[Side],
+    probed: Probe,
+    memory: int,
+    labels: dict,
+    store: Store,
+    transform,
+    quiet: bool,
+) -> Plan:
     "Plan and compute what is not finished; a device that runs out of memory gets a plan for half of it, down to one example."
     budget = memory
     while True:
         todo = [part for part in probed.parts if not store.finished.issuperset(part.names)]
         try:
-            plan = make_plan(model, sides, replace(probed, parts=todo), budget, len(store.accumulators))
+            plan = make_plan(
+                model, sides, replace(probed, parts=todo), budget, len(store.accumulators)
+            )
         except KernelError as error:
             if budget == memory:
                 raise
@@ -219,7 +343,10 @@ def within_memory(model, sides: list[Side], probed: Probe, memory: int, labels: 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not quiet:
-            print(f"{model.head.weight.device} is out of memory: going on from the last finished part with a plan for {format_size(budget)}", flush=True)
+            print(
+                f"{model.head.weight.device} is out of memory: going on from the last finished part with a plan for {format_size(budget)}",
+                flush=True,
+            )
 
 # %% ../nbs/21_tangent_kernel.ipynb #12005aff
 def mirrored(matrix: torch.Tensor) -> torch.Tensor:
@@ -241,10 +368,14 @@ def returned(matrix: torch.Tensor, sides: list[Side], classes: int) -> torch.Ten
 
 def identity(*orders: torch.Tensor) -> bool:
     "Whether nothing has to be moved."
-    return all(bool((order == torch.arange(len(order), device=order.device)).all()) for order in orders)
+    return all(
+        bool((order == torch.arange(len(order), device=order.device)).all()) for order in orders
+    )
 
 
-def shares_of(accumulators: dict[str, torch.Tensor], sides: list[Side], classes: int) -> dict[str, torch.Tensor]:
+def shares_of(
+    accumulators: dict[str, torch.Tensor], sides: list[Side], classes: int
+) -> dict[str, torch.Tensor]:
     "The shares of F from their sums, which are given up one by one."
     shares = {}
     for label in list(accumulators):
@@ -258,10 +389,17 @@ def feature_gram(model, sides: list[Side], chunk: int) -> torch.Tensor:
     tables = []
     for side in sides:
         with torch.no_grad():
-            parts = [model.features(**cropped(take_rows(side.batch, slice(r.start, r.stop)))) for r in side.blocks(chunk)]
+            parts = [
+                model.features(**cropped(take_rows(side.batch, slice(r.start, r.stop))))
+                for r in side.blocks(chunk)
+            ]
         tables.append(torch.cat(parts)[side.order.argsort()])
     head = model.head
-    gram = tables[0] @ tables[-1].T if head.weight.requires_grad else tables[0].new_zeros(len(tables[0]), len(tables[-1]))
+    gram = (
+        tables[0] @ tables[-1].T
+        if head.weight.requires_grad
+        else tables[0].new_zeros(len(tables[0]), len(tables[-1]))
+    )
     gram = mirrored(gram) if len(sides) == 1 else gram
     return gram + 1 if head.bias is not None and head.bias.requires_grad else gram
 
@@ -275,20 +413,36 @@ def check_request(model, batch_a: dict, batch_b: dict | None, by: str | None) ->
         if batch is None:
             continue
         if "input_ids" not in batch or "attention_mask" not in batch:
-            raise KernelError(f"expected a batch with input_ids and attention_mask, as model.tokenize returns, got {sorted(batch)}")
+            raise KernelError(
+                f"expected a batch with input_ids and attention_mask, as model.tokenize returns, got {sorted(batch)}"
+            )
         if len(batch["input_ids"]) == 0:
             raise KernelError("expected at least one example on each side, got an empty batch")
-        wrong = sorted(name for name, table in batch.items() if name not in MODEL_INPUTS or table.ndim != 2)
+        wrong = sorted(
+            name for name, table in batch.items() if name not in MODEL_INPUTS or table.ndim != 2
+        )
         if wrong:
-            raise KernelError(f"expected only {', '.join(MODEL_INPUTS)}, (N, T) each, got {', '.join(wrong)}; leave labels out")
+            raise KernelError(
+                f"expected only {', '.join(MODEL_INPUTS)}, (N, T) each, got {', '.join(wrong)}; leave labels out"
+            )
     if batch_b is not None and set(batch_a) != set(batch_b):
-        raise KernelError(f"expected the same columns on both sides, got {sorted(batch_a)} and {sorted(batch_b)}")
+        raise KernelError(
+            f"expected the same columns on both sides, got {sorted(batch_a)} and {sorted(batch_b)}"
+        )
     if model.head.in_features != model.config.hidden_size:
-        raise KernelError(f"the head expects {model.head.in_features} features, the backbone has {model.config.hidden_size}; rebuild the head")
-    if any(own is other for own in model.head.parameters() for other in model.backbone.parameters()):
-        raise KernelError("head and backbone share a parameter, so P + F is not the whole kernel; give the head its own copy")
+        raise KernelError(
+            f"the head expects {model.head.in_features} features, the backbone has {model.config.hidden_size}; rebuild the head"
+        )
+    if any(
+        own is other for own in model.head.parameters() for other in model.backbone.parameters()
+    ):
+        raise KernelError(
+            "head and backbone share a parameter, so P + F is not the whole kernel; give the head its own copy"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise KernelError("no parameter of the model is trainable: the kernel is zero; set requires_grad on what trains")
+        raise KernelError(
+            "no parameter of the model is trainable: the kernel is zero; set requires_grad on what trains"
+        )
 
 
 def working_copy(model):
@@ -306,7 +460,13 @@ def part_costs(model, parts: list[Part], probed: Probe, sides: list[Side]) -> li
     tokens = sum(float(side.sum()) for side in lengths)
     parameters = kernel_parameters(model)
     return [
-        gram_flops(replace(probed, pieces={name: probed.pieces[name] for name in part.names if name in probed.pieces}), lengths)
+        gram_flops(
+            replace(
+                probed,
+                pieces={name: probed.pieces[name] for name in part.names if name in probed.pieces},
+            ),
+            lengths,
+        )
         + sum(parameters[name].numel() for name in part.names) * tokens
         for part in parts
     ]
@@ -315,9 +475,17 @@ def part_costs(model, parts: list[Part], probed: Probe, sides: list[Side]) -> li
 def exact_block(model, side: Side, rules: dict[str, str], seed: int, count: int = 16):
     "Captured gradients of some random examples and, by parameter, their exact inner products."
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(side.order), generator=generator)[:count].sort().values.to(side.order.device)
+    chosen = (
+        torch.randperm(len(side.order), generator=generator)[:count]
+        .sort()
+        .values.to(side.order.device)
+    )
     part = Side(take_rows(side.batch, chosen), torch.arange(len(chosen)), side.lengths[chosen])
-    pieces = {name: found for name, found in capture(model, part, range(len(chosen)), rules, CHUNK).items() if found}
+    pieces = {
+        name: found
+        for name, found in capture(model, part, range(len(chosen)), rules, CHUNK).items()
+        if found
+    }
     return pieces, {name: gram_of(found) for name, found in pieces.items()}
 
 
@@ -330,19 +498,27 @@ def gram_of(pieces: list) -> torch.Tensor:
     return mirrored(out)
 
 # %% ../nbs/21_tangent_kernel.ipynb #891f6382
-def measured_error(model, side: Side, rules: dict[str, str], projection: Projection, seed: int) -> float:
+def measured_error(
+    model, side: Side, rules: dict[str, str], projection: Projection, seed: int
+) -> float:
     "Relative Frobenius error of the projected F on random examples computed exactly."
     pieces, grams = exact_block(model, side, rules, seed)
     exact = sum(grams.values())
-    approximate = sum(gram_of([projection(name, one) for one in found]) for name, found in pieces.items())
+    approximate = sum(
+        gram_of([projection(name, one) for one in found]) for name, found in pieces.items()
+    )
     return float((approximate - exact).norm() / exact.norm())
 
 
-def choose_projection(model, side: Side, rules: dict[str, str], relative_error: float, seed: int) -> tuple[Projection, float]:
+def choose_projection(
+    model, side: Side, rules: dict[str, str], relative_error: float, seed: int
+) -> tuple[Projection, float]:
     "A projection that reaches the relative error asked for on random examples computed exactly, and the error measured there."
     pieces, grams = exact_block(model, side, rules, seed)
     norm = float(sum(grams.values()).norm()) if grams else 0.0
-    dimension = dimension_for(relative_error, error_per_dimension(pieces, grams, gram_of, seed), norm)
+    dimension = dimension_for(
+        relative_error, error_per_dimension(pieces, grams, gram_of, seed), norm
+    )
     if norm == 0:
         return Projection(dimension, seed + 1), 0.0
     while True:
@@ -359,8 +535,11 @@ def tangent_kernel(
     batch_b: dict[str, torch.Tensor] | None = None,  # (M, T') each; None: batch_a on both sides
     memory: str | int = "2GiB",  # peak over the starting point
     by: str | None = None,  # split F: None, "module", "group" or "layer"
-    directory: str | Path | None = None,  # folder to keep finished parts in, so that a killed computation goes on
-    relative_error: float | None = None,  # None: exact; else project gradients to reach this relative Frobenius error of F
+    directory: str
+    | Path
+    | None = None,  # folder to keep finished parts in, so that a killed computation goes on
+    relative_error: float
+    | None = None,  # None: exact; else project gradients to reach this relative Frobenius error of F
     seed: int = 0,  # of the projection
     quiet: bool = False,  # print neither the plan nor the progress
 ) -> TangentKernel:  # pretrain_effective, ft_effective, total: (N, C, M, C) each
@@ -370,29 +549,56 @@ def tangent_kernel(
     Raises KernelError on a model in training mode, an empty batch, an unknown split, or a budget too small.
     """
     check_request(model, batch_a, batch_b, by)
-    description = describe(model, batch_a, batch_b) | {"by": by, "requested_error": relative_error, "seed": seed}
+    description = describe(model, batch_a, batch_b) | {
+        "by": by,
+        "requested_error": relative_error,
+        "seed": seed,
+    }
     model = working_copy(model)
-    device, dtype, classes = model.head.weight.device, model.head.weight.dtype, model.head.out_features
+    device, dtype, classes = (
+        model.head.weight.device,
+        model.head.weight.dtype,
+        model.head.out_features,
+    )
     sides = [Side.of(batch, device) for batch in (batch_a, batch_b) if batch is not None]
     labels = {name: label_of(name, by) for name in kernel_parameters(model)} or {"": "all"}
-    world, transform, error, longest = World.current(device), unchanged, None, max(sides, key=lambda side: int(side.lengths[0])).batch
+    world, transform, error, longest = (
+        World.current(device),
+        unchanged,
+        None,
+        max(sides, key=lambda side: int(side.lengths[0])).batch,
+    )
     probed = probe(model, longest)
     if relative_error is not None:
         transform, error = choose_projection(model, sides[0], probed.rules, relative_error, seed)
         probed = probe(model, longest, transform)
     probed.parts = world.share(probed.parts, part_costs(model, probed.parts, probed, sides))
     shape = (len(sides[0].order) * classes, len(sides[-1].order) * classes)
-    accumulators = {label: torch.zeros(shape, dtype=dtype, device=device) for label in dict.fromkeys(labels.values())}
+    accumulators = {
+        label: torch.zeros(shape, dtype=dtype, device=device)
+        for label in dict.fromkeys(labels.values())
+    }
     store = Store(directory, content_hash(description, world.rank, world.size), accumulators)
     plan = failure = None
     try:
-        plan = within_memory(model, sides, probed, parse_size(memory), labels, store, transform, quiet or world.rank > 0)
+        plan = within_memory(
+            model,
+            sides,
+            probed,
+            parse_size(memory),
+            labels,
+            store,
+            transform,
+            quiet or world.rank > 0,
+        )
     except Exception as error:
         failure = error
     world.sum(accumulators.values(), content_hash(description), failure)
     shares = shares_of(accumulators, sides, classes)
     store.remove()
-    kernel = TangentKernel(feature_gram(model, sides, plan.chunk), shares, classes, description, plan, error)
+    kernel = TangentKernel(
+        feature_gram(model, sides, plan.chunk), shares, classes, description, plan, error
+    )
     check_finite(kernel)
     return kernel
 
@@ -401,4 +607,6 @@ def check_finite(kernel: TangentKernel) -> None:
     "A kernel with NaN is no kernel."
     for name, table in [("P", kernel.gram), *kernel.shares.items()]:
         if not torch.isfinite(table).all():
-            raise KernelError(f"the kernel holds NaN or infinity ({name}): look at the model's outputs on these examples")
+            raise KernelError(
+                f"the kernel holds NaN or infinity ({name}): look at the model's outputs on these examples"
+            )

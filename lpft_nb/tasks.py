@@ -40,29 +40,36 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger("lpft_nb")
-Columns = dict[str, list[Any]]                        # one split as read: column name -> values
+Columns = dict[str, list[Any]]  # one split as read: column name -> values
 
 # %% ../nbs/01_tasks.ipynb #bcfe7130
 class TaskError(ValueError):
     """A task that cannot be loaded or used; the message says what was found and what to do."""
 
+
 class UnknownTask(TaskError):
     """Neither a known name nor a path."""
+
 
 class MissingColumn(TaskError):
     """A text or label column is absent, or the text columns cannot be told apart."""
 
+
 class EmptySplit(TaskError):
     """A split that is needed is absent or holds no example."""
+
 
 class SingleClass(TaskError):
     """The training split holds fewer than two classes."""
 
+
 class LabelError(TaskError):
     """Labels out of range, missing, of the wrong type, or different across splits."""
 
+
 class NotText(TaskError):
     """A text column holds something else than text."""
+
 
 class NotReachable(TaskError):
     """The data is neither on this machine nor to be had from a hub."""
@@ -71,15 +78,18 @@ class NotReachable(TaskError):
 @dataclass(frozen=True)
 class Task:
     """Labelled text: three splits, further test sets, and where all of it came from."""
+
     name: str
-    train: "Dataset"                                  # the text columns and an int `label`, as in every split
+    train: "Dataset"  # the text columns and an int `label`, as in every split
     validation: "Dataset"
     test: "Dataset"
-    ood: dict[str, "Dataset"] = field(default_factory=dict)   # out-of-distribution test sets; may lack classes
-    label_names: tuple[str, ...] = ()                 # name of label 0, 1, ...
-    text_columns: tuple[str, ...] = ("text",)         # one column, or two for sentence pairs
-    source: dict[str, Any] = field(default_factory=dict)      # provenance, JSON-able
-    metrics: tuple[str, ...] = ()                     # beyond accuracy: "matthews", "f1"
+    ood: dict[str, "Dataset"] = field(
+        default_factory=dict
+    )  # out-of-distribution test sets; may lack classes
+    label_names: tuple[str, ...] = ()  # name of label 0, 1, ...
+    text_columns: tuple[str, ...] = ("text",)  # one column, or two for sentence pairs
+    source: dict[str, Any] = field(default_factory=dict)  # provenance, JSON-able
+    metrics: tuple[str, ...] = ()  # beyond accuracy: "matthews", "f1"
 
     @property
     def num_labels(self) -> int:
@@ -99,7 +109,10 @@ class Task:
     @property
     def class_counts(self) -> dict[str, list[int]]:
         """Number of examples of label 0, 1, ... in each split."""
-        return {name: _count_labels(split["label"], self.num_labels) for name, split in self.splits().items()}
+        return {
+            name: _count_labels(split["label"], self.num_labels)
+            for name, split in self.splits().items()
+        }
 
     @cached_property
     def fingerprint(self) -> str:
@@ -108,12 +121,13 @@ class Task:
 
 # %% ../nbs/01_tasks.ipynb #3b3181be
 def _count_labels(
-    labels: Iterable[int],   # (N,) integers in 0..num_labels-1
-    num_labels: int,         # C
-) -> list[int]:              # (C,) how often each occurs
+    labels: Iterable[int],  # (N,) integers in 0..num_labels-1
+    num_labels: int,  # C
+) -> list[int]:  # (C,) how often each occurs
     """Count the examples of each class."""
     counts = Counter(labels)
     return [counts[label] for label in range(num_labels)]
+
 
 def _fingerprint(task: Task) -> str:
     """Hash the texts and labels of all splits, in order."""
@@ -128,36 +142,44 @@ def _fingerprint(task: Task) -> str:
 # %% ../nbs/01_tasks.ipynb #defeb158
 NOT_TEXT_NAMES = re.compile(r"(?i)^(id|idx|index|uid|guid|label.*|.*[_-](id|idx))$")
 
+
 def _is_text(values: list[Any]) -> bool:
     return bool(values) and all(isinstance(value, str) for value in values)
 
+
 def _choose_text_columns(
-    columns: Columns,                        # the training split
-    asked: tuple[str, ...] | str | None,     # the user's choice, None to guess
-    label_column: str,                       # never a text column
-    place: str,                              # for messages
+    columns: Columns,  # the training split
+    asked: tuple[str, ...] | str | None,  # the user's choice, None to guess
+    label_column: str,  # never a text column
+    place: str,  # for messages
 ) -> tuple[str, ...]:
     """One or two text columns: as asked, or the only string columns that are no label and no identifier."""
     if asked is not None:
         asked = (asked,) if isinstance(asked, str) else tuple(asked)
         if not 1 <= len(asked) <= 2 or label_column in asked:
-            raise MissingColumn(f"{place}: text_columns must name one or two columns other than the label, got {asked}.")
+            raise MissingColumn(
+                f"{place}: text_columns must name one or two columns other than the label, got {asked}."
+            )
         return asked
-    found = tuple(name for name, values in columns.items()
-                  if name != label_column and not NOT_TEXT_NAMES.match(name) and _is_text(values))
+    found = tuple(
+        name
+        for name, values in columns.items()
+        if name != label_column and not NOT_TEXT_NAMES.match(name) and _is_text(values)
+    )
     if 1 <= len(found) <= 2:
         return found
     raise MissingColumn(
         f"{place}: cannot tell which columns hold the text; string columns: {list(found)}, "
-        f"all columns: {list(columns)}. Say text_columns=(\"...\",) with one or two of them.")
+        f'all columns: {list(columns)}. Say text_columns=("...",) with one or two of them.'
+    )
 
 # %% ../nbs/01_tasks.ipynb #57d2aca9
 def _label_names(
-    raw: dict[str, Columns],       # split -> columns
+    raw: dict[str, Columns],  # split -> columns
     label_column: str,
-    defined: tuple[str, ...],      # names that the task defines; () where it does not
+    defined: tuple[str, ...],  # names that the task defines; () where it does not
     place: str,
-) -> tuple[str, ...]:              # (C,)
+) -> tuple[str, ...]:  # (C,)
     """Names of the labels 0..C-1, from the definition or from the training labels."""
     if defined:
         return defined
@@ -168,9 +190,12 @@ def _label_names(
     if found == {False, True} and all(isinstance(label, bool) for label in labels):
         return ("False", "True")
     if found and found != set(range(len(found))):
-        raise LabelError(f"{place}: integer labels in train must be 0, 1, ..., C-1, found {_some(found)}. "
-                         "Renumber them, or write the labels as strings.")
+        raise LabelError(
+            f"{place}: integer labels in train must be 0, 1, ..., C-1, found {_some(found)}. "
+            "Renumber them, or write the labels as strings."
+        )
     return tuple(str(label) for label in sorted(found))
+
 
 def _some(values: Iterable[Any]) -> str:
     """At most eight distinct values, for messages."""
@@ -189,9 +214,11 @@ def _to_integers(labels: list[Any], names: tuple[str, ...], place: str) -> list[
             number = int(label) if isinstance(label, int) and 0 <= label < len(names) else None
         (wrong if number is None else result).append(label if number is None else number)
     if wrong:
-        raise LabelError(f"{place}: {len(wrong)} of {len(labels)} labels are not among the {len(names)} classes: "
-                         f"found {_some(wrong)}, expected 0..{len(names) - 1} or one of {list(names)}. "
-                         "Every class must occur in train, and labels must be integers or strings.")
+        raise LabelError(
+            f"{place}: {len(wrong)} of {len(labels)} labels are not among the {len(names)} classes: "
+            f"found {_some(wrong)}, expected 0..{len(names) - 1} or one of {list(names)}. "
+            "Every class must occur in train, and labels must be integers or strings."
+        )
     return result
 
 # %% ../nbs/01_tasks.ipynb #19ab29f1
@@ -199,65 +226,119 @@ def _check_text(values: list[Any], name: str, place: str) -> None:
     """Every value of a text column must be a string."""
     wrong = [value for value in values if not isinstance(value, str)]
     if wrong:
-        raise NotText(f"{place}: column {name!r} must hold text, but {len(wrong)} of {len(values)} values do not, "
-                      f"such as {wrong[0]!r} ({type(wrong[0]).__name__}). Write them as strings or remove the rows.")
+        raise NotText(
+            f"{place}: column {name!r} must hold text, but {len(wrong)} of {len(values)} values do not, "
+            f"such as {wrong[0]!r} ({type(wrong[0]).__name__}). Write them as strings or remove the rows."
+        )
 
-def _make_split(columns: Columns, text_columns: tuple[str, ...], label_column: str,
-                names: tuple[str, ...], place: str) -> "Dataset":
+
+def _make_split(
+    columns: Columns,
+    text_columns: tuple[str, ...],
+    label_column: str,
+    names: tuple[str, ...],
+    place: str,
+) -> "Dataset":
     """A data set in memory with exactly the text columns and an int `label`."""
     from datasets import Dataset, Features, Value
+
     missing = [name for name in (*text_columns, label_column) if name not in columns]
     if missing:
-        raise MissingColumn(f"{place}: no column {missing}; found {list(columns)}. "
-                            "Rename the column or pass text_columns= and label_column=.")
+        raise MissingColumn(
+            f"{place}: no column {missing}; found {list(columns)}. "
+            "Rename the column or pass text_columns= and label_column=."
+        )
     for name in text_columns:
         _check_text(columns[name], name, place)
     labels = _to_integers(columns[label_column], names, place)
     types = Features({name: Value("string") for name in text_columns} | {"label": Value("int64")})
-    return Dataset.from_dict({name: columns[name] for name in text_columns} | {"label": labels}, features=types)
+    return Dataset.from_dict(
+        {name: columns[name] for name in text_columns} | {"label": labels}, features=types
+    )
 
-def _make_task(name: str, raw: dict[str, Columns], ood: dict[str, Columns], text_columns: tuple[str, ...] | str | None,
-               label_column: str, defined: tuple[str, ...], metrics: tuple[str, ...], source: dict[str, Any]) -> Task:
+
+def _make_task(
+    name: str,
+    raw: dict[str, Columns],
+    ood: dict[str, Columns],
+    text_columns: tuple[str, ...] | str | None,
+    label_column: str,
+    defined: tuple[str, ...],
+    metrics: tuple[str, ...],
+    source: dict[str, Any],
+) -> Task:
     """Check every split and put the task together; `raw` holds train, validation and test."""
     for split, columns in (raw | ood).items():
         if not columns or not next(iter(columns.values())):
-            raise EmptySplit(f"{name}/{split} holds no example. Each split needs at least one; two classes in train.")
+            raise EmptySplit(
+                f"{name}/{split} holds no example. Each split needs at least one; two classes in train."
+            )
         if label_column not in columns:
-            raise MissingColumn(f"{name}/{split}: no label column {label_column!r}; found {list(columns)}. Pass label_column=.")
+            raise MissingColumn(
+                f"{name}/{split}: no label column {label_column!r}; found {list(columns)}. Pass label_column=."
+            )
     text_columns = _choose_text_columns(raw["train"], text_columns, label_column, name)
     names = _label_names(raw, label_column, defined, f"{name}/train")
-    made = {split: _make_split(columns, text_columns, label_column, names, f"{name}/{split}")
-            for split, columns in (raw | ood).items()}
+    made = {
+        split: _make_split(columns, text_columns, label_column, names, f"{name}/{split}")
+        for split, columns in (raw | ood).items()
+    }
     _check_classes(name, made, names)
-    return Task(name, made["train"], made["validation"], made["test"], {split: made[split] for split in ood},
-                names, text_columns, source, metrics)
+    return Task(
+        name,
+        made["train"],
+        made["validation"],
+        made["test"],
+        {split: made[split] for split in ood},
+        names,
+        text_columns,
+        source,
+        metrics,
+    )
 
 # %% ../nbs/01_tasks.ipynb #db8c0422
 def _check_classes(name: str, splits: dict[str, "Dataset"], names: tuple[str, ...]) -> None:
     """Two classes in train at least, and no class elsewhere that train lacks."""
     present = set(splits["train"]["label"])
     if len(present) < 2:
-        raise SingleClass(f"{name}/train holds one class only ({names[present.pop()]!r}); a classifier needs two. "
-                          "Is the file sorted by label, or the wrong column taken as the label?")
+        raise SingleClass(
+            f"{name}/train holds one class only ({names[present.pop()]!r}); a classifier needs two. "
+            "Is the file sorted by label, or the wrong column taken as the label?"
+        )
     for split, data in splits.items():
         extra = set(data["label"]) - present
         if extra:
-            raise LabelError(f"{name}/{split} holds labels that train lacks: {[names[label] for label in sorted(extra)]}. "
-                             "Add examples of them to train, or drop them; a file sorted by label cannot be split unshuffled.")
+            raise LabelError(
+                f"{name}/{split} holds labels that train lacks: {[names[label] for label in sorted(extra)]}. "
+                "Add examples of them to train, or drop them; a file sorted by label cannot be split unshuffled."
+            )
 
 # %% ../nbs/01_tasks.ipynb #42c1583b
 @dataclass(frozen=True)
 class Docstring:
     """One docstring of a public name."""
-    place: str    # file and qualified name, such as scipy/stats/_stats_py.py::pearsonr
-    kind: str     # "function", "class" or "method"
-    text: str     # cleaned of its indentation
 
-SKIPPED_FOLDERS = {"tests", "test", "testing", "externals", "extern", "vendored", "benchmarks", "f2py", "distutils"}
+    place: str  # file and qualified name, such as scipy/stats/_stats_py.py::pearsonr
+    kind: str  # "function", "class" or "method"
+    text: str  # cleaned of its indentation
+
+
+SKIPPED_FOLDERS = {
+    "tests",
+    "test",
+    "testing",
+    "externals",
+    "extern",
+    "vendored",
+    "benchmarks",
+    "f2py",
+    "distutils",
+}
+
 
 def _source_files(
-    location: str,               # package or package/path
-    largest: float = math.inf,   # bytes; longer files are left out, they take long to parse
+    location: str,  # package or package/path
+    largest: float = math.inf,  # bytes; longer files are left out, they take long to parse
 ) -> list[Path]:
     """The .py files there, sorted; [] where the package is not installed. Imports nothing."""
     package, _, inside = location.partition("/")
@@ -267,26 +348,47 @@ def _source_files(
     root = Path(spec.submodule_search_locations[0]) / inside
     if root.is_file():
         return [root]
-    files = (file for file in root.rglob("*.py") if file.stat().st_size <= largest and not any(
-        part in SKIPPED_FOLDERS or part.startswith("_") for part in file.relative_to(root).parts[:-1]))
+    files = (
+        file
+        for file in root.rglob("*.py")
+        if file.stat().st_size <= largest
+        and not any(
+            part in SKIPPED_FOLDERS or part.startswith("_")
+            for part in file.relative_to(root).parts[:-1]
+        )
+    )
     return sorted(files, key=lambda file: file.relative_to(root).as_posix())
 
 # %% ../nbs/01_tasks.ipynb #de7b7e8c
 PROPERTY_MARKS = ("property", "cached_property", "setter", "getter", "deleter", "overload")
 
+
 def _is_plain_method(node: ast.AST) -> bool:
     """A function definition that is no property, setter or overload."""
-    marks = [ast.unparse(mark).split("(")[0].split(".")[-1] for mark in getattr(node, "decorator_list", [])]
+    marks = [
+        ast.unparse(mark).split("(")[0].split(".")[-1]
+        for mark in getattr(node, "decorator_list", [])
+    ]
     return isinstance(node, ast.FunctionDef) and not any(mark in PROPERTY_MARKS for mark in marks)
+
 
 def _attached_docstring(node: ast.AST) -> tuple[str, str] | None:
     """Name and text where the statement contains `add_docstr(name, "text")`, else None."""
     call = getattr(node, "value", None)
-    if isinstance(call, ast.Call) and len(call.args) >= 2 and ast.unparse(call.func).endswith("add_docstr"):
-        texts = [part.value for part in ast.walk(call.args[1]) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+    if (
+        isinstance(call, ast.Call)
+        and len(call.args) >= 2
+        and ast.unparse(call.func).endswith("add_docstr")
+    ):
+        texts = [
+            part.value
+            for part in ast.walk(call.args[1])
+            if isinstance(part, ast.Constant) and isinstance(part.value, str)
+        ]
         if texts:
             return ast.unparse(call.args[0]).split(".")[-1], texts[0]
     return None
+
 
 def _docstrings_of_module(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
     """(qualified name, kind, raw text) of the public functions, classes and methods of a module."""
@@ -309,12 +411,16 @@ def _read_docstrings(location: str, largest: float = math.inf) -> tuple[Docstrin
     found = []
     for file in _source_files(location, largest):
         parts = file.parts
-        inside = "/".join(parts[len(parts) - 1 - parts[::-1].index(package):])
+        inside = "/".join(parts[len(parts) - 1 - parts[::-1].index(package) :])
         with _quiet_parsing():
             names = list(_docstrings_of_module(ast.parse(file.read_bytes())))
-        found += [Docstring(f"{inside}::{name}", kind, inspect.cleandoc(raw)) for name, kind, raw in names
-                  if raw and not any(part.startswith("_") for part in name.split("."))]
+        found += [
+            Docstring(f"{inside}::{name}", kind, inspect.cleandoc(raw))
+            for name, kind, raw in names
+            if raw and not any(part.startswith("_") for part in name.split("."))
+        ]
     return tuple(found)
+
 
 @contextmanager
 def _quiet_parsing() -> Iterator[None]:
@@ -331,14 +437,26 @@ def _quiet_parsing() -> Iterator[None]:
             gc.enable()
 
 # %% ../nbs/01_tasks.ipynb #de9b667d
-MARKUP = [(re.compile(pattern), new) for pattern, new in [
-    (r":[\w:]+:`([^`<]+?)\s*<[^`>]*>`", r"\1"),                # :role:`title <target>`
-    (r":[\w:]+:`~?!?(?:[\w.]*\.)?([^`]+)`", r"\1"),            # :role:`target`
-    (r"``([^`]*)``", r"\1"), (r"`([^`<]*)(?:<[^`]*>)?`_*", r"\1"), (r"\*\*([^*]+)\*\*", r"\1"),
-    (r"(?<!\w)\*([^*\s][^*]*)\*", r"\1"), (r"\s*\[[\w*#]+\]_", ""), (r"\s+", " ")]]
+MARKUP = [
+    (re.compile(pattern), new)
+    for pattern, new in [
+        (r":[\w:]+:`([^`<]+?)\s*<[^`>]*>`", r"\1"),  # :role:`title <target>`
+        (r":[\w:]+:`~?!?(?:[\w.]*\.)?([^`]+)`", r"\1"),  # :role:`target`
+        (r"``([^`]*)``", r"\1"),
+        (r"`([^`<]*)(?:<[^`]*>)?`_*", r"\1"),
+        (r"\*\*([^*]+)\*\*", r"\1"),
+        (r"(?<!\w)\*([^*\s][^*]*)\*", r"\1"),
+        (r"\s*\[[\w*#]+\]_", ""),
+        (r"\s+", " "),
+    ]
+]
 SENTENCE_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!vs)(?<!cf)(?<!etc)(?<=[.!?])\s+(?=[A-Z\"'(])")
 SIGNATURE = re.compile(r"^[\w.]+\(.*\)(\s*->.*)?$", re.DOTALL)
-SECTION = re.compile(r"^(Parameters|Other Parameters|Returns|Attributes|Methods)\n-{3,}|^(Args|Arguments|Returns|Raises)\s*:\s*$", re.MULTILINE)
+SECTION = re.compile(
+    r"^(Parameters|Other Parameters|Returns|Attributes|Methods)\n-{3,}|^(Args|Arguments|Returns|Raises)\s*:\s*$",
+    re.MULTILINE,
+)
+
 
 def _plain(text: str) -> str:
     """Text without reStructuredText marks, on one line."""
@@ -346,116 +464,185 @@ def _plain(text: str) -> str:
         text = pattern.sub(new, text)
     return text.strip()
 
-UNFINISHED = re.compile(r"(:|,|\b(as|by|is|are|and|or|of|to|the|with|from|that|where|follows|given|computes))$")
+
+UNFINISHED = re.compile(
+    r"(:|,|\b(as|by|is|are|and|or|of|to|the|with|from|that|where|follows|given|computes))$"
+)
+
 
 def _is_sentence(text: str) -> bool:
     """4 to 60 words, begins with a letter, mostly letters, no leftover markup or code, no formula announced."""
     letters = sum(character.isalpha() or character == " " for character in text)
-    return (4 <= len(text.split()) <= 60 and text[0].isalpha() and letters >= 0.8 * len(text)
-            and not re.search(r"[\\{}=|<>`]|::|>>>", text) and not UNFINISHED.search(text))
+    return (
+        4 <= len(text.split()) <= 60
+        and text[0].isalpha()
+        and letters >= 0.8 * len(text)
+        and not re.search(r"[\\{}=|<>`]|::|>>>", text)
+        and not UNFINISHED.search(text)
+    )
 
 # %% ../nbs/01_tasks.ipynb #dd9bc4f2
 def _prose(text: str) -> str:
     """The paragraphs before the first section that are neither signature, directive, heading nor list."""
     start = SECTION.search(text)
     kept = []
-    for paragraph in re.split(r"\n\s*\n", text[:start.start()] if start else text):
+    for paragraph in re.split(r"\n\s*\n", text[: start.start()] if start else text):
         paragraph = paragraph.strip("\n")
-        if not (SIGNATURE.match(paragraph.strip()) or re.match(r"\s*(\.\.|[-*+>:|]|\d+\.)", paragraph)
-                or re.search(r"^\s*[-=~]{3,}\s*$", paragraph, re.MULTILINE)):
+        if not (
+            SIGNATURE.match(paragraph.strip())
+            or re.match(r"\s*(\.\.|[-*+>:|]|\d+\.)", paragraph)
+            or re.search(r"^\s*[-=~]{3,}\s*$", paragraph, re.MULTILINE)
+        ):
             kept.append(_plain(paragraph))
     return "\n".join(kept)
 
+
 def _parameter_descriptions(text: str) -> list[str]:
     """The first sentence of each entry of a numpydoc `Parameters` section."""
-    section = re.search(r"^Parameters\n-{3,}\n(.*?)(?=^\w[^\n]*\n-{3,}|\Z)", text, re.MULTILINE | re.DOTALL)
+    section = re.search(
+        r"^Parameters\n-{3,}\n(.*?)(?=^\w[^\n]*\n-{3,}|\Z)", text, re.MULTILINE | re.DOTALL
+    )
     entries = re.split(r"^\S[^\n]*\n", section.group(1), flags=re.MULTILINE)[1:] if section else []
     paragraphs = (re.split(r"\n\s*\n", entry.strip())[0] for entry in entries)
     return [SENTENCE_END.split(_plain(paragraph))[0] for paragraph in paragraphs]
 
+
 RANKS = {
     "first": lambda text: _opening(text)[:1],
-    "second": lambda text: [sentence for sentence in _opening(text)[1:2] if not re.match(r"(See|Note)\b", sentence)],
+    "second": lambda text: [
+        sentence for sentence in _opening(text)[1:2] if not re.match(r"(See|Note)\b", sentence)
+    ],
     "parameter": _parameter_descriptions,
 }
+
 
 def _opening(text: str) -> list[str]:
     """The first two sentences before the first section."""
     return [part for line in _prose(text).split("\n") for part in SENTENCE_END.split(line)][:2]
 
+
 @cache
 def _sentences(docstring: Docstring, ranks: tuple[str, ...]) -> dict[str, list[str]]:
     """Usable sentences by rank: "first", "second" and "parameter"."""
-    return {rank: [text for text in RANKS[rank](docstring.text) if text and _is_sentence(text)] for rank in ranks}
+    return {
+        rank: [text for text in RANKS[rank](docstring.text) if text and _is_sentence(text)]
+        for rank in ranks
+    }
 
 # %% ../nbs/01_tasks.ipynb #f016d84b
 @dataclass(frozen=True)
 class EmbeddedTask:
     """Which docstrings make a task, and how many sentences a class goes into each split."""
+
     label_names: tuple[str, ...]
-    inside: dict[str, str | None]     # package/path -> label; None: the label is the docstring's kind
-    outside: dict[str, str | None]    # the same for the out-of-distribution sets
-    ranks: tuple[str, ...]            # sentences to use, best first
-    per_class: dict[str, int]         # train, validation, test, ood -> at most so many sentences a class
-    largest_file: float = math.inf    # bytes; longer source files are left out
+    inside: dict[str, str | None]  # package/path -> label; None: the label is the docstring's kind
+    outside: dict[str, str | None]  # the same for the out-of-distribution sets
+    ranks: tuple[str, ...]  # sentences to use, best first
+    per_class: dict[str, int]  # train, validation, test, ood -> at most so many sentences a class
+    largest_file: float = math.inf  # bytes; longer source files are left out
+
 
 EMBEDDED = {
     "docstring-topic": EmbeddedTask(
         label_names=("statistics", "signal", "linear algebra", "geometry"),
-        inside={"scipy/stats": "statistics", "scipy/signal": "signal", "scipy/linalg": "linear algebra",
-                "scipy/sparse/linalg": "linear algebra", "scipy/sparse/linalg/_isolve": "linear algebra",
-                "scipy/sparse/linalg/_eigen": "linear algebra", "scipy/spatial": "geometry"},
-        outside={"numpy/lib/_nanfunctions_impl.py": "statistics", "numpy/lib/_histograms_impl.py": "statistics",
-                 "numpy/fft": "signal", "numpy/linalg": "linear algebra",
-                 "torch/distributions": "statistics", "torch/fft": "signal", "torch/signal": "signal",
-                 "torch/linalg": "linear algebra", "torch/nn/modules/distance.py": "geometry",
-                 "sklearn/covariance": "statistics", "sklearn/mixture": "statistics", "sklearn/naive_bayes.py": "statistics",
-                 "sklearn/decomposition": "linear algebra", "sklearn/utils/extmath.py": "linear algebra",
-                 "sklearn/neighbors": "geometry", "sklearn/manifold": "geometry", "sklearn/metrics/pairwise.py": "geometry",
-                 "networkx/algorithms/assortativity": "statistics", "networkx/linalg": "linear algebra",
-                 "networkx/generators/geometric.py": "geometry", "networkx/drawing/layout.py": "geometry"},
+        inside={
+            "scipy/stats": "statistics",
+            "scipy/signal": "signal",
+            "scipy/linalg": "linear algebra",
+            "scipy/sparse/linalg": "linear algebra",
+            "scipy/sparse/linalg/_isolve": "linear algebra",
+            "scipy/sparse/linalg/_eigen": "linear algebra",
+            "scipy/spatial": "geometry",
+        },
+        outside={
+            "numpy/lib/_nanfunctions_impl.py": "statistics",
+            "numpy/lib/_histograms_impl.py": "statistics",
+            "numpy/fft": "signal",
+            "numpy/linalg": "linear algebra",
+            "torch/distributions": "statistics",
+            "torch/fft": "signal",
+            "torch/signal": "signal",
+            "torch/linalg": "linear algebra",
+            "torch/nn/modules/distance.py": "geometry",
+            "sklearn/covariance": "statistics",
+            "sklearn/mixture": "statistics",
+            "sklearn/naive_bayes.py": "statistics",
+            "sklearn/decomposition": "linear algebra",
+            "sklearn/utils/extmath.py": "linear algebra",
+            "sklearn/neighbors": "geometry",
+            "sklearn/manifold": "geometry",
+            "sklearn/metrics/pairwise.py": "geometry",
+            "networkx/algorithms/assortativity": "statistics",
+            "networkx/linalg": "linear algebra",
+            "networkx/generators/geometric.py": "geometry",
+            "networkx/drawing/layout.py": "geometry",
+        },
         ranks=("first", "second", "parameter"),
-        per_class={"train": 60, "validation": 16, "test": 50, "ood": 60}),
+        per_class={"train": 60, "validation": 16, "test": 50, "ood": 60},
+    ),
     "docstring-kind": EmbeddedTask(
         label_names=("function", "class", "method"),
         inside={"numpy": None, "numpy/_core": None, "scipy": None, "sklearn": None},
-        outside={"torch/nn": None, "torch/optim": None, "torch/distributions": None, "torch/utils/data": None,
-                 "torch/autograd": None, "torch/fft": None, "torch/linalg": None, "pandas/core": None,
-                 "matplotlib": None, "networkx": None},
+        outside={
+            "torch/nn": None,
+            "torch/optim": None,
+            "torch/distributions": None,
+            "torch/utils/data": None,
+            "torch/autograd": None,
+            "torch/fft": None,
+            "torch/linalg": None,
+            "pandas/core": None,
+            "matplotlib": None,
+            "networkx": None,
+        },
         ranks=("first",),
         per_class={"train": 100, "validation": 30, "test": 150, "ood": 240},
-        largest_file=60_000),
+        largest_file=60_000,
+    ),
 }
 
 # %% ../nbs/01_tasks.ipynb #fda74c9a
 @dataclass(frozen=True)
 class Candidate:
     """A docstring with its label and the sentences of it that may be used."""
+
     library: str
     label: int
-    order: str                        # pseudo-random and fixed: the hash of its place
-    ranked: dict[str, list[str]]      # "first", "second", "parameter" -> sentences
+    order: str  # pseudo-random and fixed: the hash of its place
+    ranked: dict[str, list[str]]  # "first", "second", "parameter" -> sentences
+
 
 EMBEDDED_SEED = 0
+
 
 def _key(text: str) -> str:
     """What two sentences must share to count as the same: words, whatever their case, spacing or last full stop."""
     return " ".join(text.casefold().split()).rstrip(".")
 
+
 def _hash_order(text: str) -> str:
     return hashlib.sha256(f"{EMBEDDED_SEED}:{text}".encode()).hexdigest()
 
-def _candidates(locations: dict[str, str | None], definition: EmbeddedTask) -> tuple[list[Candidate], list[str]]:
+
+def _candidates(
+    locations: dict[str, str | None], definition: EmbeddedTask
+) -> tuple[list[Candidate], list[str]]:
     """One candidate for each different docstring, in pseudo-random order, and the libraries that are missing."""
     found: dict[str, Candidate] = {}
     read = {location: _read_docstrings(location, definition.largest_file) for location in locations}
     for location, label in locations.items():
         for docstring in read[location]:
-            candidate = Candidate(location.split("/")[0], definition.label_names.index(label or docstring.kind),
-                                  _hash_order(docstring.place), _sentences(docstring, definition.ranks))
+            candidate = Candidate(
+                location.split("/")[0],
+                definition.label_names.index(label or docstring.kind),
+                _hash_order(docstring.place),
+                _sentences(docstring, definition.ranks),
+            )
             found.setdefault(_key(docstring.text), candidate)
     libraries = {location.split("/")[0] for location in locations}
-    missing = sorted(libraries - {location.split("/")[0] for location, docstrings in read.items() if docstrings})
+    missing = sorted(
+        libraries - {location.split("/")[0] for location, docstrings in read.items() if docstrings}
+    )
     return sorted(found.values(), key=lambda candidate: candidate.order), missing
 
 # %% ../nbs/01_tasks.ipynb #9f58ca68
@@ -479,7 +666,8 @@ def _without_repeats(candidates: list[Candidate]) -> list[Candidate]:
     return kept
 
 # %% ../nbs/01_tasks.ipynb #fae989af
-Row = tuple[str, int, str, str]       # text, label, library, rank
+Row = tuple[str, int, str, str]  # text, label, library, rank
+
 
 def _rows(candidates: list[Candidate], ranks: tuple[str, ...]) -> list[Row]:
     """The sentences of some candidates: rank by rank, and within a rank one library after the other in turn."""
@@ -488,16 +676,23 @@ def _rows(candidates: list[Candidate], ranks: tuple[str, ...]) -> list[Row]:
         queues: dict[str, list[Row]] = {}
         for candidate in candidates:
             queues.setdefault(candidate.library, []).extend(
-                (text, candidate.label, candidate.library, rank) for text in candidate.ranked[rank])
-        turns = sorted((turn, library) for library, queue in queues.items() for turn in range(len(queue)))
+                (text, candidate.label, candidate.library, rank) for text in candidate.ranked[rank]
+            )
+        turns = sorted(
+            (turn, library) for library, queue in queues.items() for turn in range(len(queue))
+        )
         rows += [queues[library][turn] for turn, library in turns]
     return rows
+
 
 def _balanced(per_label: list[list[Row]], at_most: int) -> list[Row]:
     """The same number of rows of every class that is present, mixed in a fixed pseudo-random order."""
     present = [rows for rows in per_label if rows]
     number = min([at_most, *map(len, present)])
-    return sorted((row for rows in present for row in rows[:number]), key=lambda row: _hash_order(row[0]))
+    return sorted(
+        (row for rows in present for row in rows[:number]), key=lambda row: _hash_order(row[0])
+    )
+
 
 def _deal(candidates: list[Candidate], sizes: dict[str, int]) -> dict[str, list[Candidate]]:
     """Deal docstrings to splits in proportion to `sizes`; every docstring to one split."""
@@ -512,69 +707,107 @@ def _draw(definition: EmbeddedTask) -> tuple[dict[str, list[Row]], list[str]]:
     """Rows of train, validation, test and ood, and the libraries that are missing."""
     inside, missing = _candidates(definition.inside, definition)
     if missing:
-        raise NotReachable(f"this task reads docstrings of {missing}, which are not installed; pip install them.")
+        raise NotReachable(
+            f"this task reads docstrings of {missing}, which are not installed; pip install them."
+        )
     outside, missing = _candidates(definition.outside, definition)
     for library in missing:
         logger.warning("%s is not installed: its out-of-distribution set is left out", library)
     kept = _without_repeats(inside + outside)
-    inside, outside = kept[:len(inside)], kept[len(inside):]
+    inside, outside = kept[: len(inside)], kept[len(inside) :]
     sizes = {split: number for split, number in definition.per_class.items() if split != "ood"}
     per_label: dict[str, list[list[Row]]] = {split: [] for split in definition.per_class}
     for label in range(len(definition.label_names)):
-        usable = [candidate for candidate in inside if candidate.label == label
-                  and any(candidate.ranked[rank] for rank in definition.ranks)]
+        usable = [
+            candidate
+            for candidate in inside
+            if candidate.label == label and any(candidate.ranked[rank] for rank in definition.ranks)
+        ]
         for split, part in _deal(usable, sizes).items():
             per_label[split].append(_rows(part, definition.ranks))
-        per_label["ood"].append(_rows([candidate for candidate in outside if candidate.label == label], definition.ranks))
-    return {split: _balanced(rows, definition.per_class[split]) for split, rows in per_label.items()}, missing
+        per_label["ood"].append(
+            _rows(
+                [candidate for candidate in outside if candidate.label == label], definition.ranks
+            )
+        )
+    return {
+        split: _balanced(rows, definition.per_class[split]) for split, rows in per_label.items()
+    }, missing
 
 # %% ../nbs/01_tasks.ipynb #1e3b14b5
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}      # where the distribution's name is not the package's
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the distribution's name is not the package's
+
 
 def _columns(rows: list[Row]) -> Columns:
     return {"text": [row[0] for row in rows], "label": [row[1] for row in rows]}
+
 
 def _load_embedded(name: str) -> Task:
     """An embedded task; its record holds package versions and how many sentences are of which rank."""
     definition = EMBEDDED[name]
     drawn, missing = _draw(definition)
-    libraries = sorted({location.split("/")[0] for location in [*definition.inside, *definition.outside]} - set(missing))
+    libraries = sorted(
+        {location.split("/")[0] for location in [*definition.inside, *definition.outside]}
+        - set(missing)
+    )
     outside = sorted({row[2] for row in drawn["ood"]})
     ood = {"other-libraries": drawn["ood"]} if outside else {}
     ood |= {library: [row for row in drawn["ood"] if row[2] == library] for library in outside}
     source = {
-        "kind": "embedded", "protocol": "default", "seed": EMBEDDED_SEED, "missing": missing,
-        "versions": {library: importlib.metadata.version(DISTRIBUTIONS.get(library, library)) for library in libraries},
-        "ranks": {split: dict(sorted(Counter(row[3] for row in rows).items())) for split, rows in drawn.items()},
-        "licence": "docstrings of the installed packages, under each package's own licence"}
+        "kind": "embedded",
+        "protocol": "default",
+        "seed": EMBEDDED_SEED,
+        "missing": missing,
+        "versions": {
+            library: importlib.metadata.version(DISTRIBUTIONS.get(library, library))
+            for library in libraries
+        },
+        "ranks": {
+            split: dict(sorted(Counter(row[3] for row in rows).items()))
+            for split, rows in drawn.items()
+        },
+        "licence": "docstrings of the installed packages, under each package's own licence",
+    }
     raw = {split: _columns(drawn[split]) for split in ("train", "validation", "test")}
-    return _make_task(name, raw, {library: _columns(rows) for library, rows in ood.items()},
-                      ("text",), "label", definition.label_names, (), source)
+    return _make_task(
+        name,
+        raw,
+        {library: _columns(rows) for library, rows in ood.items()},
+        ("text",),
+        "label",
+        definition.label_names,
+        (),
+        source,
+    )
 
 # %% ../nbs/01_tasks.ipynb #fe8f32c0
 @dataclass(frozen=True)
 class NamedTask:
     """A public data set: columns, label order, hub id, and how the papers split and format it."""
-    inputs: tuple[str, ...]                           # text columns of the raw data
-    label_names: tuple[str, ...]                      # in integer order
-    hub: str | None                                   # hub id; None: no copy known that loads without a script
+
+    inputs: tuple[str, ...]  # text columns of the raw data
+    label_names: tuple[str, ...]  # in integer order
+    hub: str | None  # hub id; None: no copy known that loads without a script
     config: str | None = None
     metrics: tuple[str, ...] = ()
-    paper: str = "validation"                         # what protocol="paper" tests on: validation, test, or "own" splits
-    text_columns: tuple[str, ...] = ()                # after `render`; () means `inputs`
-    render: Callable[..., tuple[str, ...]] | None = None     # inputs of one example -> its texts
-    rename: dict[str, str] = field(default_factory=dict)     # hub column -> our column
-    validation: str = "validation"                    # the hub's name of that split
-    ood: tuple[str, ...] = ()                         # named tasks whose test splits are the OOD sets
-    tried: bool = False                               # has the hub id been loaded by us?
+    paper: str = "validation"  # what protocol="paper" tests on: validation, test, or "own" splits
+    text_columns: tuple[str, ...] = ()  # after `render`; () means `inputs`
+    render: Callable[..., tuple[str, ...]] | None = None  # inputs of one example -> its texts
+    rename: dict[str, str] = field(default_factory=dict)  # hub column -> our column
+    validation: str = "validation"  # the hub's name of that split
+    ood: tuple[str, ...] = ()  # named tasks whose test splits are the OOD sets
+    tried: bool = False  # has the hub id been loaded by us?
+
 
 def _render_wic(sentence1: str, sentence2: str, word: str) -> tuple[str]:
     """One question about both sentences (paper A's code)."""
     return (f"{sentence1} {sentence2} Does {word} have the same meaning in both sentences?",)
 
+
 def _render_wsc(text: str, pronoun: str, noun: str) -> tuple[str, str]:
     """Pronoun and text, paired with the noun it may stand for (paper A's code)."""
     return f"{pronoun}: {text}", noun
+
 
 def _lower(*texts: str) -> tuple[str, ...]:
     """Lower-cased texts, as paper A uses PubMed."""
@@ -586,58 +819,113 @@ ENTAILMENT = ("entailment", "not_entailment")
 THREE_WAY = ("entailment", "neutral", "contradiction")
 POLARITY = ("negative", "positive")
 FIVE_STARS = ("very negative", "negative", "neutral", "positive", "very positive")
-BOSS = ("negative", "positive", "neutral")            # mind the order: OOD_NLP, github.com/lifan-yuan/OOD_NLP
-SUPERGLUE = "aps/super_glue"                          # parquet copy of super_glue, super.gluebenchmark.com; untried
-GLUE = "nyu-mll/glue"                                 # parquet copy of glue, gluebenchmark.com; untried
+BOSS = ("negative", "positive", "neutral")  # mind the order: OOD_NLP, github.com/lifan-yuan/OOD_NLP
+SUPERGLUE = "aps/super_glue"  # parquet copy of super_glue, super.gluebenchmark.com; untried
+GLUE = "nyu-mll/glue"  # parquet copy of glue, gluebenchmark.com; untried
 PAIR = ("sentence1", "sentence2")
 
 NAMED = {
-    "cb": NamedTask(("premise", "hypothesis"), ("entailment", "contradiction", "neutral"), SUPERGLUE, "cb"),
+    "cb": NamedTask(
+        ("premise", "hypothesis"), ("entailment", "contradiction", "neutral"), SUPERGLUE, "cb"
+    ),
     "rte": NamedTask(PAIR, ENTAILMENT, GLUE, "rte"),
     "boolq": NamedTask(("question", "passage"), BINARY, SUPERGLUE, "boolq"),
-    "wic": NamedTask((*PAIR, "word"), BINARY, SUPERGLUE, "wic", text_columns=("text",), render=_render_wic),
-    "wsc": NamedTask(("text", "span2_text", "span1_text"), BINARY, SUPERGLUE, "wsc", text_columns=PAIR, render=_render_wsc),
+    "wic": NamedTask(
+        (*PAIR, "word"), BINARY, SUPERGLUE, "wic", text_columns=("text",), render=_render_wic
+    ),
+    "wsc": NamedTask(
+        ("text", "span2_text", "span1_text"),
+        BINARY,
+        SUPERGLUE,
+        "wsc",
+        text_columns=PAIR,
+        render=_render_wsc,
+    ),
     "cola": NamedTask(("sentence",), ("unacceptable", "acceptable"), GLUE, "cola", ("matthews",)),
     "sst2": NamedTask(("sentence",), POLARITY, GLUE, "sst2"),
     "mrpc": NamedTask(PAIR, ("not_equivalent", "equivalent"), GLUE, "mrpc", ("f1",)),
     # github.com/Franck-Dernoncourt/pubmed-rct, numbers replaced by @; untried
-    "pubmed20k": NamedTask(("text",), ("BACKGROUND", "CONCLUSIONS", "METHODS", "OBJECTIVE", "RESULTS"),
-                           "armanc/pubmed-rct20k", paper="own", render=_lower),
+    "pubmed20k": NamedTask(
+        ("text",),
+        ("BACKGROUND", "CONCLUSIONS", "METHODS", "OBJECTIVE", "RESULTS"),
+        "armanc/pubmed-rct20k",
+        paper="own",
+        render=_lower,
+    ),
     # OOD_NLP's sentiment sets; no hub copy known
     "boss": NamedTask(("text",), BOSS, None, paper="test", ood=("dynasent", "semeval", "sst5_ood")),
     "amazon": NamedTask(("text",), BOSS, None, paper="test"),
-    "dynasent": NamedTask(("text",), BOSS, None), "semeval": NamedTask(("text",), BOSS, None),
+    "dynasent": NamedTask(("text",), BOSS, None),
+    "semeval": NamedTask(("text",), BOSS, None),
     "sst5_ood": NamedTask(("text",), BOSS, None, paper="own"),
     # nlp.stanford.edu/sentiment, five classes; columns text, label, label_text; untried
-    "sst5": NamedTask(("sentence",), FIVE_STARS, "SetFit/sst5", paper="own", rename={"text": "sentence", "label_text": "label"}),
+    "sst5": NamedTask(
+        ("sentence",),
+        FIVE_STARS,
+        "SetFit/sst5",
+        paper="own",
+        rename={"text": "sentence", "label_text": "label"},
+    ),
 }
 
 # %% ../nbs/01_tasks.ipynb #ac0421f7
 NAMED |= {
     "lmbff_sst-2": NamedTask(("sentence",), POLARITY, GLUE, "sst2"),
-    "lmbff_sst-5": NamedTask(("sentence",), FIVE_STARS, "SetFit/sst5", rename={"text": "sentence", "label_text": "label"}),
+    "lmbff_sst-5": NamedTask(
+        ("sentence",), FIVE_STARS, "SetFit/sst5", rename={"text": "sentence", "label_text": "label"}
+    ),
     # cs.cornell.edu/people/pabo/movie-review-data; untried
-    "lmbff_mr": NamedTask(("sentence",), POLARITY, "cornell-movie-review-data/rotten_tomatoes", rename={"text": "sentence"}),
+    "lmbff_mr": NamedTask(
+        ("sentence",),
+        POLARITY,
+        "cornell-movie-review-data/rotten_tomatoes",
+        rename={"text": "sentence"},
+    ),
     # SentEval, github.com/facebookresearch/SentEval; untried
-    "lmbff_cr": NamedTask(("sentence",), POLARITY, "SetFit/SentEval-CR", rename={"text": "sentence"}),
+    "lmbff_cr": NamedTask(
+        ("sentence",), POLARITY, "SetFit/SentEval-CR", rename={"text": "sentence"}
+    ),
     "lmbff_mpqa": NamedTask(("sentence",), POLARITY, "jxm/mpqa", rename={"text": "sentence"}),
     # cs.cornell.edu/people/pabo/movie-review-data; untried
-    "lmbff_subj": NamedTask(("sentence",), ("subjective", "objective"), "SetFit/subj", rename={"text": "sentence", "label_text": "label"}),
+    "lmbff_subj": NamedTask(
+        ("sentence",),
+        ("subjective", "objective"),
+        "SetFit/subj",
+        rename={"text": "sentence", "label_text": "label"},
+    ),
     # cogcomp.seas.upenn.edu/Data/QA/QC; description, entity, abbreviation, human, location, number; untried
-    "lmbff_trec": NamedTask(("sentence",), ("DESC", "ENTY", "ABBR", "HUM", "LOC", "NUM"), "SetFit/TREC-QC",
-                         rename={"text": "sentence", "label_coarse_original": "label"}),
-    "lmbff_agnews": NamedTask(("text",), ("World", "Sports", "Business", "Sci/Tech"), "fancyzhx/ag_news"),  # untried
-    "lmbff_mnli": NamedTask(PAIR, THREE_WAY, GLUE, "mnli", rename=dict(zip(("premise", "hypothesis"), PAIR)), validation="validation_matched"),
+    "lmbff_trec": NamedTask(
+        ("sentence",),
+        ("DESC", "ENTY", "ABBR", "HUM", "LOC", "NUM"),
+        "SetFit/TREC-QC",
+        rename={"text": "sentence", "label_coarse_original": "label"},
+    ),
+    "lmbff_agnews": NamedTask(
+        ("text",), ("World", "Sports", "Business", "Sci/Tech"), "fancyzhx/ag_news"
+    ),  # untried
+    "lmbff_mnli": NamedTask(
+        PAIR,
+        THREE_WAY,
+        GLUE,
+        "mnli",
+        rename=dict(zip(("premise", "hypothesis"), PAIR)),
+        validation="validation_matched",
+    ),
     # nlp.stanford.edu/projects/snli; label -1 means that the annotators did not agree; untried
-    "lmbff_snli": NamedTask(PAIR, THREE_WAY, "stanfordnlp/snli", rename=dict(zip(("premise", "hypothesis"), PAIR))),
+    "lmbff_snli": NamedTask(
+        PAIR, THREE_WAY, "stanfordnlp/snli", rename=dict(zip(("premise", "hypothesis"), PAIR))
+    ),
     "lmbff_qnli": NamedTask(("question", "sentence"), ENTAILMENT, GLUE, "qnli"),
     "lmbff_rte": NamedTask(PAIR, ENTAILMENT, GLUE, "rte"),
     "lmbff_mrpc": NamedTask(PAIR, ("not_equivalent", "equivalent"), GLUE, "mrpc", ("f1",)),
-    "lmbff_qqp": NamedTask(("question1", "question2"), ("not_duplicate", "duplicate"), GLUE, "qqp", ("f1",)),
+    "lmbff_qqp": NamedTask(
+        ("question1", "question2"), ("not_duplicate", "duplicate"), GLUE, "qqp", ("f1",)
+    ),
 }
 
 # %% ../nbs/01_tasks.ipynb #3cc0b664
 SPLITS = ("train", "validation", "test")
+
 
 def _read_jsonl(path: Path) -> Columns:
     """One JSON object a line; only "\\n" ends a line, since a text may hold U+0085 or U+2028."""
@@ -647,20 +935,30 @@ def _read_jsonl(path: Path) -> Columns:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise TaskError(f"{path.name}, line {number}: not JSON ({error}). Expected one object a line.") from error
+                raise TaskError(
+                    f"{path.name}, line {number}: not JSON ({error}). Expected one object a line."
+                ) from error
             if not isinstance(row, dict):
-                raise TaskError(f"{path.name}, line {number}: expected a JSON object, found {type(row).__name__}.")
+                raise TaskError(
+                    f"{path.name}, line {number}: expected a JSON object, found {type(row).__name__}."
+                )
             rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: [row.get(name) for row in rows] for name in names}
+
 
 def _read_csv(path: Path) -> Columns:
     """Comma-separated values with a header line; a column of numbers only becomes numbers."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file, strict=True))
     if any(None in row for row in rows):
-        raise TaskError(f"{path.name}: some rows have more fields than the header. Quote texts that hold commas.")
-    return {name: _numbers_or_texts([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+        raise TaskError(
+            f"{path.name}: some rows have more fields than the header. Quote texts that hold commas."
+        )
+    return {
+        name: _numbers_or_texts([row[name] for row in rows]) for name in (rows[0] if rows else {})
+    }
+
 
 def _numbers_or_texts(values: list[Any]) -> list[Any]:
     """All as int, else all as float, else unchanged."""
@@ -675,45 +973,65 @@ def _numbers_or_texts(values: list[Any]) -> list[Any]:
 def _read_parquet(path: Path) -> Columns:
     """A parquet file as columns of Python values."""
     import pyarrow.parquet
+
     return pyarrow.parquet.read_table(str(path)).to_pydict()
 
+
 READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+
 
 def _read_file(path: Path) -> Columns:
     """Columns of a .jsonl, .csv or .parquet file."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise TaskError(f"{path.name}: cannot read {path.suffix or 'a file without suffix'!r}; expected {', '.join(READERS)}.")
+        raise TaskError(
+            f"{path.name}: cannot read {path.suffix or 'a file without suffix'!r}; expected {', '.join(READERS)}."
+        )
     try:
         return reader(path)
     except TaskError:
         raise
     except (ValueError, OSError, csv.Error) as error:
-        raise TaskError(f"{path.name} cannot be read as {path.suffix} ({error}). Is it UTF-8 text and complete?") from error
+        raise TaskError(
+            f"{path.name} cannot be read as {path.suffix} ({error}). Is it UTF-8 text and complete?"
+        ) from error
+
 
 def _read_folder(folder: Path) -> dict[str, Columns]:
     """The splits that a folder holds as train, validation or test with one of the three suffixes."""
     raw = {}
     for split in SPLITS:
-        files = [folder / f"{split}{suffix}" for suffix in READERS if (folder / f"{split}{suffix}").is_file()]
+        files = [
+            folder / f"{split}{suffix}"
+            for suffix in READERS
+            if (folder / f"{split}{suffix}").is_file()
+        ]
         if len(files) > 1:
-            raise TaskError(f"{folder.name} holds {split} more than once: {[file.name for file in files]}. Keep one.")
+            raise TaskError(
+                f"{folder.name} holds {split} more than once: {[file.name for file in files]}. Keep one."
+            )
         if files:
             raw[split] = _read_file(files[0])
     if not raw:
-        raise EmptySplit(f"{folder.name} holds no file of the kind train.jsonl, train.csv or train.parquet; "
-                         f"found {sorted(file.name for file in folder.iterdir())[:8]}.")
+        raise EmptySplit(
+            f"{folder.name} holds no file of the kind train.jsonl, train.csv or train.parquet; "
+            f"found {sorted(file.name for file in folder.iterdir())[:8]}."
+        )
     return raw
 
 # %% ../nbs/01_tasks.ipynb #f94b3191
 PROTOCOLS = ("default", "paper")
 
+
 def _split_tail(columns: Columns) -> tuple[Columns, Columns]:
     """The first 90 % and the last 10 % (rounded up) in file order, as scikit-learn's unshuffled train_test_split."""
     number = len(next(iter(columns.values()), []))
     cut = number - math.ceil(0.1 * number)
-    return ({name: values[:cut] for name, values in columns.items()},
-            {name: values[cut:] for name, values in columns.items()})
+    return (
+        {name: values[:cut] for name, values in columns.items()},
+        {name: values[cut:] for name, values in columns.items()},
+    )
+
 
 def _split_stratified(columns: Columns, label_column: str, seed: int = 0) -> dict[str, Columns]:
     """80 / 10 / 10 %, class by class, in a fixed pseudo-random choice that keeps the file's order."""
@@ -725,45 +1043,70 @@ def _split_stratified(columns: Columns, label_column: str, seed: int = 0) -> dic
         random.Random(f"{seed}:{label}").shuffle(indices)
         tenth = max(1, round(0.1 * len(indices))) if len(indices) >= 3 else 0
         chosen["test"] += indices[:tenth]
-        chosen["validation"] += indices[tenth:2 * tenth]
-        chosen["train"] += indices[2 * tenth:]
-    return {split: {name: [values[index] for index in sorted(indices)] for name, values in columns.items()}
-            for split, indices in chosen.items()}
+        chosen["validation"] += indices[tenth : 2 * tenth]
+        chosen["train"] += indices[2 * tenth :]
+    return {
+        split: {
+            name: [values[index] for index in sorted(indices)] for name, values in columns.items()
+        }
+        for split, indices in chosen.items()
+    }
+
 
 def _without_hidden(raw: dict[str, Columns], label_column: str) -> dict[str, Columns]:
     """Drop splits whose labels are all -1: that is how hubs mark hidden test labels."""
-    return {split: columns for split, columns in raw.items()
-            if not columns.get(label_column) or set(map(repr, columns[label_column])) != {"-1"}}
+    return {
+        split: columns
+        for split, columns in raw.items()
+        if not columns.get(label_column) or set(map(repr, columns[label_column])) != {"-1"}
+    }
 
 # %% ../nbs/01_tasks.ipynb #3b022a30
 def _apply_protocol(
-    raw: dict[str, Columns],    # train and what else there is
-    protocol: str,              # "default" or "paper"
+    raw: dict[str, Columns],  # train and what else there is
+    protocol: str,  # "default" or "paper"
     label_column: str,
     paper: str = "validation",  # what the paper tests on: "validation", "test" or "own" splits
-) -> tuple[dict[str, Columns], dict[str, str]]:   # train, validation, test; and what each is made of
+) -> tuple[dict[str, Columns], dict[str, str]]:  # train, validation, test; and what each is made of
     """Make the three splits."""
     raw = _without_hidden(raw, label_column)
     if "train" not in raw:
-        raise EmptySplit(f"no training split with labels, found {list(raw)}. A task needs one; a set without can only "
-                         "be an out-of-distribution set, as dynasent and semeval are in the task 'boss'.")
+        raise EmptySplit(
+            f"no training split with labels, found {list(raw)}. A task needs one; a set without can only "
+            "be an out-of-distribution set, as dynasent and semeval are in the task 'boss'."
+        )
     if set(raw) == {"train"}:
-        return (_split_stratified(raw["train"], label_column),
-                {"train": "80 % of the data", "validation": "10 %, stratified", "test": "10 %, stratified"})
+        return (
+            _split_stratified(raw["train"], label_column),
+            {
+                "train": "80 % of the data",
+                "validation": "10 %, stratified",
+                "test": "10 %, stratified",
+            },
+        )
     complete = {"validation", "test"} <= set(raw)
     if complete and (protocol == "default" or paper == "own"):
         return {split: raw[split] for split in SPLITS}, {split: split for split in SPLITS}
-    tested = "validation" if "validation" in raw and (paper == "validation" or "test" not in raw) else "test"
+    tested = (
+        "validation"
+        if "validation" in raw and (paper == "validation" or "test" not in raw)
+        else "test"
+    )
     if "test" in raw and protocol == "default":
         tested = "test"
     train, validation = _split_tail(raw["train"])
-    return ({"train": train, "validation": validation, "test": raw[tested]},
-            {"train": "first 90 % of train", "validation": "last 10 % of train", "test": tested})
+    return (
+        {"train": train, "validation": validation, "test": raw[tested]},
+        {"train": "first 90 % of train", "validation": "last 10 % of train", "test": tested},
+    )
 
 # %% ../nbs/01_tasks.ipynb #3c6e8f62
-ADVICE = ("Without a hub: set LPFT_DATA to a folder that holds <task>/train.jsonl and its like, "
-          "give load_task a directory of train, validation and test files, or use an embedded task: "
-          "docstring-topic, docstring-kind.")
+ADVICE = (
+    "Without a hub: set LPFT_DATA to a folder that holds <task>/train.jsonl and its like, "
+    "give load_task a directory of train, validation and test files, or use an embedded task: "
+    "docstring-topic, docstring-kind."
+)
+
 
 def _local_folder(name: str) -> Path | None:
     """LPFT_DATA/<name> where it is set and holds that folder."""
@@ -775,41 +1118,59 @@ def _local_folder(name: str) -> Path | None:
     folder = Path(root).expanduser() / name
     return folder if folder.is_dir() else None
 
+
 def _read_hub(name: str) -> dict[str, Columns]:
     """Splits of a hub data set, renamed to our columns; rows without a label (-1) are dropped from train."""
     import datasets
+
     definition = NAMED[name]
     if definition.hub is None:
-        raise NotReachable(f"{name}: no copy on a hub is known that loads without running a script. {ADVICE}")
+        raise NotReachable(
+            f"{name}: no copy on a hub is known that loads without running a script. {ADVICE}"
+        )
     try:
         loaded = datasets.load_dataset(definition.hub, definition.config)
     except (OSError, ValueError, RuntimeError) as error:
-        raise NotReachable(f"{name}: {definition.hub} ({definition.config or 'default'}) could not be loaded: "
-                           f"{type(error).__name__}: {error}. {ADVICE}") from error
+        raise NotReachable(
+            f"{name}: {definition.hub} ({definition.config or 'default'}) could not be loaded: "
+            f"{type(error).__name__}: {error}. {ADVICE}"
+        ) from error
     names = {"train": "train", "validation": definition.validation, "test": "test"}
-    return {split: _hub_columns(loaded[theirs], definition) for split, theirs in names.items() if theirs in loaded}
+    return {
+        split: _hub_columns(loaded[theirs], definition)
+        for split, theirs in names.items()
+        if theirs in loaded
+    }
 
 # %% ../nbs/01_tasks.ipynb #a4899523
 def _hub_columns(split: "Dataset", definition: NamedTask) -> Columns:
     """One hub split: renamed, labels by name where the hub's names are ours, unlabelled rows dropped unless all are."""
-    ours = {column: definition.rename.get(column, column) for column in split.column_names
-            if definition.rename.get(column) or column not in definition.rename.values()}
+    ours = {
+        column: definition.rename.get(column, column)
+        for column in split.column_names
+        if definition.rename.get(column) or column not in definition.rename.values()
+    }
     columns = {name: split[column][:] for column, name in ours.items()}
     label = next((column for column, name in ours.items() if name == "label"), None)
     names = getattr(split.features.get(label), "names", None)
-    if names and {name.casefold() for name in names} == {name.casefold() for name in definition.label_names}:
+    if names and {name.casefold() for name in names} == {
+        name.casefold() for name in definition.label_names
+    }:
         columns["label"] = [names[value] if value >= 0 else -1 for value in columns["label"]]
     labelled = [index for index, value in enumerate(columns.get("label", [])) if value != -1]
     if not labelled:
         return columns
     return {name: [values[index] for index in labelled] for name, values in columns.items()}
 
+
 def _render(columns: Columns, definition: NamedTask, place: str) -> Columns:
     """Apply the task's input format; leaves the text columns and the label."""
     missing = [name for name in (*definition.inputs, "label") if name not in columns]
     if missing:
-        raise MissingColumn(f"{place}: no column {missing}; found {list(columns)}. This task is read from "
-                            f"{list(definition.inputs)} and label.")
+        raise MissingColumn(
+            f"{place}: no column {missing}; found {list(columns)}. This task is read from "
+            f"{list(definition.inputs)} and label."
+        )
     inputs = [columns[name] for name in definition.inputs]
     outputs = definition.text_columns or definition.inputs
     if definition.render is None:
@@ -817,7 +1178,9 @@ def _render(columns: Columns, definition: NamedTask, place: str) -> Columns:
     for name, values in zip(definition.inputs, inputs):
         _check_text(values, name, place)
     texts = [definition.render(*row) for row in zip(*inputs)]
-    return {name: [row[number] for row in texts] for number, name in enumerate(outputs)} | {"label": columns["label"]}
+    return {name: [row[number] for row in texts] for number, name in enumerate(outputs)} | {
+        "label": columns["label"]
+    }
 
 # %% ../nbs/01_tasks.ipynb #6d8129bf
 def _load_named(name: str, protocol: str) -> Task:
@@ -831,11 +1194,22 @@ def _load_named(name: str, protocol: str) -> Task:
         try:
             ood[other] = _read_named(other)[0]["test"]
         except (NotReachable, KeyError) as error:
-            logger.warning("%s: the out-of-distribution set %s is left out (%s)", name, other, error)
+            logger.warning(
+                "%s: the out-of-distribution set %s is left out (%s)", name, other, error
+            )
             missing.append(other)
     source |= {"protocol": protocol, "splits": made_of, "missing": missing}
-    return _make_task(name, parts, ood, definition.text_columns or definition.inputs, "label",
-                      definition.label_names, definition.metrics, source)
+    return _make_task(
+        name,
+        parts,
+        ood,
+        definition.text_columns or definition.inputs,
+        "label",
+        definition.label_names,
+        definition.metrics,
+        source,
+    )
+
 
 def _read_named(name: str) -> tuple[dict[str, Columns], dict[str, Any]]:
     """Rendered splits of a named task, and where they come from."""
@@ -844,37 +1218,61 @@ def _read_named(name: str) -> tuple[dict[str, Columns], dict[str, Any]]:
         raw, source = _read_folder(folder), {"kind": "directory", "folder": folder.name}
     else:
         raw = _read_hub(name)
-        source = {"kind": "hub", "id": definition.hub, "config": definition.config, "tried": definition.tried}
+        source = {
+            "kind": "hub",
+            "id": definition.hub,
+            "config": definition.config,
+            "tried": definition.tried,
+        }
     source["licence"] = "terms of the original data set; check them before passing the data on"
-    return {split: _render(columns, definition, f"{name}/{split}") for split, columns in raw.items()}, source
+    return {
+        split: _render(columns, definition, f"{name}/{split}") for split, columns in raw.items()
+    }, source
 
 # %% ../nbs/01_tasks.ipynb #adc9af09
 def load_task(
-    name_or_path: str | os.PathLike,                    # a name of `list_tasks()`, a directory, or one file
-    protocol: str = "default",                          # "default" or "paper": how splits are made
-    label_column: str = "label",                        # for your own files
-    text_columns: tuple[str, ...] | str | None = None,  # for your own files; None: guess where unambiguous
+    name_or_path: str | os.PathLike,  # a name of `list_tasks()`, a directory, or one file
+    protocol: str = "default",  # "default" or "paper": how splits are made
+    label_column: str = "label",  # for your own files
+    text_columns: tuple[str, ...]
+    | str
+    | None = None,  # for your own files; None: guess where unambiguous
 ) -> Task:
     """Load a task: embedded, named (LPFT_DATA first, then the hub), or your own files."""
     if protocol not in PROTOCOLS:
-        raise TaskError(f"protocol must be one of {PROTOCOLS}, got {protocol!r}.{_close(str(protocol), PROTOCOLS)}")
+        raise TaskError(
+            f"protocol must be one of {PROTOCOLS}, got {protocol!r}.{_close(str(protocol), PROTOCOLS)}"
+        )
     name = str(name_or_path)
     if isinstance(name_or_path, str) and name in EMBEDDED | NAMED:
         if text_columns is not None or label_column != "label":
-            raise TaskError(f"{name} defines its own columns; text_columns and label_column are for directories and files.")
+            raise TaskError(
+                f"{name} defines its own columns; text_columns and label_column are for directories and files."
+            )
         if name in NAMED:
             return _load_named(name, protocol)
         if protocol == "paper":
-            raise TaskError(f"{name} is in no paper: it has its own splits. Leave protocol at 'default'.")
+            raise TaskError(
+                f"{name} is in no paper: it has its own splits. Leave protocol at 'default'."
+            )
         return _load_embedded(name)
     path = Path(name_or_path).expanduser()
     if not path.exists():
-        raise UnknownTask(f"{name!r} is neither a task nor a path that exists.{_close(name, [*EMBEDDED, *NAMED])} "
-                          "list_tasks() shows all names; a directory needs train.jsonl, train.csv or train.parquet.")
+        raise UnknownTask(
+            f"{name!r} is neither a task nor a path that exists.{_close(name, [*EMBEDDED, *NAMED])} "
+            "list_tasks() shows all names; a directory needs train.jsonl, train.csv or train.parquet."
+        )
     raw = _read_folder(path) if path.is_dir() else {"train": _read_file(path)}
     parts, made_of = _apply_protocol(raw, protocol, label_column)
-    source = {"kind": "directory", "folder": path.resolve().name, "protocol": protocol, "splits": made_of, "licence": "yours"}
+    source = {
+        "kind": "directory",
+        "folder": path.resolve().name,
+        "protocol": protocol,
+        "splits": made_of,
+        "licence": "yours",
+    }
     return _make_task(path.resolve().stem, parts, {}, text_columns, label_column, (), (), source)
+
 
 def _close(name: str, names: Iterable[str]) -> str:
     """A hint with up to three close names, or nothing."""
@@ -882,17 +1280,32 @@ def _close(name: str, names: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 # %% ../nbs/01_tasks.ipynb #542348e6
-def list_tasks() -> pd.DataFrame:   # one row a task: name, kind, classes, source, tried
+def list_tasks() -> pd.DataFrame:  # one row a task: name, kind, classes, source, tried
     """All task names, where each would come from on this machine, and whether that source has been tried."""
     rows = []
     for name, definition in EMBEDDED.items():
         libraries = sorted({location.split("/")[0] for location in definition.inside})
-        rows.append((name, "embedded", len(definition.label_names), "docstrings of " + ", ".join(libraries), True))
+        rows.append(
+            (
+                name,
+                "embedded",
+                len(definition.label_names),
+                "docstrings of " + ", ".join(libraries),
+                True,
+            )
+        )
     for name, definition in NAMED.items():
         local = _local_folder("amazon" if name == "boss" else name) is not None
         hub = " ".join(filter(None, (definition.hub, definition.config))) or "no hub copy known"
-        rows.append((name, "directory" if local else "hub", len(definition.label_names),
-                     "LPFT_DATA" if local else hub, local or definition.tried))
+        rows.append(
+            (
+                name,
+                "directory" if local else "hub",
+                len(definition.label_names),
+                "LPFT_DATA" if local else hub,
+                local or definition.tried,
+            )
+        )
     return pd.DataFrame(rows, columns=["name", "kind", "classes", "source", "tried"])
 
 # %% ../nbs/01_tasks.ipynb #6b4145f0
@@ -901,15 +1314,28 @@ def _allot(counts: list[int], total: int) -> list[int]:
     share = [total * count / sum(counts) for count in counts]
     given = [max(1, int(part)) if count else 0 for part, count in zip(share, counts)]
     while sum(given) > total:
-        given[max(range(len(given)), key=lambda label: given[label] - share[label] if given[label] > 1 else -math.inf)] -= 1
+        given[
+            max(
+                range(len(given)),
+                key=lambda label: given[label] - share[label] if given[label] > 1 else -math.inf,
+            )
+        ] -= 1
     while sum(given) < total:
-        given[max(range(len(given)), key=lambda label: share[label] - given[label] if given[label] < counts[label] else -math.inf)] += 1
+        given[
+            max(
+                range(len(given)),
+                key=lambda label: (
+                    share[label] - given[label] if given[label] < counts[label] else -math.inf
+                ),
+            )
+        ] += 1
     return given
+
 
 def take(
     task: Task,
-    max_train: int | None,   # number of training examples to keep; None keeps all
-    seed: int = 0,           # of the choice; no run seed, so that all runs see the same examples
+    max_train: int | None,  # number of training examples to keep; None keeps all
+    seed: int = 0,  # of the choice; no run seed, so that all runs see the same examples
 ) -> Task:
     """Keep a stratified part of the training split, drawn without replacement; all other splits stay."""
     counts = task.class_counts["train"]
@@ -917,7 +1343,9 @@ def take(
     if max_train is None:
         return task
     if isinstance(max_train, bool) or not isinstance(max_train, int) or max_train < present:
-        raise TaskError(f"max_train must be None or an integer of at least {present} (one example a class), got {max_train!r}.")
+        raise TaskError(
+            f"max_train must be None or an integer of at least {present} (one example a class), got {max_train!r}."
+        )
     if max_train >= len(task.train):
         return replace(task, source=task.source | {"max_train": max_train})
     labels = task.train["label"][:]
@@ -925,5 +1353,8 @@ def take(
     for label, number in enumerate(_allot(counts, max_train)):
         members = [index for index, value in enumerate(labels) if value == label]
         chosen += random.Random(f"{seed}:{label}").sample(members, number)
-    return replace(task, train=task.train.select(sorted(chosen)),
-                   source=task.source | {"max_train": max_train, "take_seed": seed})
+    return replace(
+        task,
+        train=task.train.select(sorted(chosen)),
+        source=task.source | {"max_train": max_train, "take_seed": seed},
+    )

@@ -41,7 +41,9 @@ def check_fitting_split(
             "a classifier should be; fit on a split that holds at least two classes"
         )
     if (logits == logits[:, :1]).all():
-        raise CalibrationError("in every row all logits are equal: the model prefers no class, so no scaling can help")
+        raise CalibrationError(
+            "in every row all logits are equal: the model prefers no class, so no scaling can help"
+        )
     return logits - logits.mean(dim=1, keepdim=True), labels
 
 # %% ../nbs/41_temperature.ipynb #b40f5870
@@ -54,7 +56,9 @@ def slope_and_curvature(
     probabilities = (sharpness * logits).softmax(dim=1)
     expected = (probabilities * logits).sum(dim=1)
     variance = (probabilities * (logits - expected[:, None]).square()).sum(dim=1)
-    return (expected - logits.gather(1, labels[:, None]).squeeze(1)).mean().item(), variance.mean().item()
+    return (
+        expected - logits.gather(1, labels[:, None]).squeeze(1)
+    ).mean().item(), variance.mean().item()
 
 
 def best_sharpness(
@@ -110,10 +114,17 @@ def temperature_scaling(
     if slope_and_curvature(logits / size, labels, high)[0] <= 0:
         sharpness, reason = high, "no prediction is wrong, so the best temperature is 0"
     elif slope_and_curvature(logits / size, labels, low)[0] >= 0:
-        sharpness, reason = low, "the logits point away from the labels, so the best temperature is infinite"
+        sharpness, reason = (
+            low,
+            "the logits point away from the labels, so the best temperature is infinite",
+        )
     else:
         return Temperature(size / best_sharpness(logits / size, labels, low, high))
-    warnings.warn(f"{reason}; the bound {size / sharpness:.3g} stands in for it", BoundedTemperatureWarning, stacklevel=2)
+    warnings.warn(
+        f"{reason}; the bound {size / sharpness:.3g} stands in for it",
+        BoundedTemperatureWarning,
+        stacklevel=2,
+    )
     return Temperature(size / sharpness, bounded=True)
 
 
@@ -136,7 +147,9 @@ class AffineScaling:
         "(N, C) scaled logits, in the type of the logits."
         logits = torch.as_tensor(logits)
         centred = logits.double() - logits.double().mean(dim=1, keepdim=True)
-        return (centred @ self.weight.T + self.bias).to(logits.dtype if logits.is_floating_point() else torch.float64)
+        return (centred @ self.weight.T + self.bias).to(
+            logits.dtype if logits.is_floating_point() else torch.float64
+        )
 
 
 def affine_scaling(
@@ -159,16 +172,29 @@ def affine_scaling(
         scores = logits / start + logits @ moved.T / size + bias
         log_probabilities = scores.log_softmax(dim=1)
         residual = log_probabilities.exp() - one_hot
-        value = -(log_probabilities * one_hot).sum() + penalty / 2 * (moved.square().sum() + bias.square().sum())
-        gradient = torch.cat([((residual.T @ logits / size + penalty * moved) * free).flatten(), residual.sum(dim=0) + penalty * bias])
+        value = -(log_probabilities * one_hot).sum() + penalty / 2 * (
+            moved.square().sum() + bias.square().sum()
+        )
+        gradient = torch.cat(
+            [
+                ((residual.T @ logits / size + penalty * moved) * free).flatten(),
+                residual.sum(dim=0) + penalty * bias,
+            ]
+        )
         return value.item() / len(labels), gradient.numpy() / len(labels)
 
     options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": 1e-10, "maxls": 50}
-    found = minimize(objective, np.zeros(classes**2 + classes), jac=True, method="L-BFGS-B", options=options)
+    found = minimize(
+        objective, np.zeros(classes**2 + classes), jac=True, method="L-BFGS-B", options=options
+    )
     if np.abs(found.jac).max() > 1e-7:
-        raise CalibrationError(f"scaling did not converge, gradient {np.abs(found.jac).max():.1e}: raise the penalty")
+        raise CalibrationError(
+            f"scaling did not converge, gradient {np.abs(found.jac).max():.1e}: raise the penalty"
+        )
     moved, bias = torch.from_numpy(found.x).split([classes**2, classes])
-    return AffineScaling(torch.eye(classes).double() / start + moved.reshape(classes, classes) * free / size, bias)
+    return AffineScaling(
+        torch.eye(classes).double() / start + moved.reshape(classes, classes) * free / size, bias
+    )
 
 # %% ../nbs/41_temperature.ipynb #eee2cb52
 def fit_vector_scaling(
@@ -177,7 +203,9 @@ def fit_vector_scaling(
     penalty: float = 1.0,  # λ of equation (eq-affine)
 ) -> AffineScaling:  # W diagonal
     "One factor and one offset a class (Guo et al. 2017), held near the best temperature."
-    return affine_scaling(logits, labels, penalty, torch.eye(np.shape(logits)[1], dtype=torch.float64))
+    return affine_scaling(
+        logits, labels, penalty, torch.eye(np.shape(logits)[1], dtype=torch.float64)
+    )
 
 
 def fit_matrix_scaling(
@@ -186,20 +214,33 @@ def fit_matrix_scaling(
     penalty: float = 1.0,  # λ of equation (eq-affine)
 ) -> AffineScaling:
     "A full matrix and an offset (Guo et al. 2017), held near the best temperature."
-    return affine_scaling(logits, labels, penalty, torch.ones(np.shape(logits)[1], np.shape(logits)[1], dtype=torch.float64))
+    return affine_scaling(
+        logits,
+        labels,
+        penalty,
+        torch.ones(np.shape(logits)[1], np.shape(logits)[1], dtype=torch.float64),
+    )
 
 # %% ../nbs/41_temperature.ipynb #7c3a55f6
 @dataclass(frozen=True)
 class Isotonic:
     "A rising function of each class's probability, rows normalised; returns log probabilities as logits."
 
-    knots: tuple[tuple[np.ndarray, np.ndarray], ...]  # for each class: probabilities, rising, and what they become
+    knots: tuple[
+        tuple[np.ndarray, np.ndarray], ...
+    ]  # for each class: probabilities, rising, and what they become
 
     def apply(self, logits) -> torch.Tensor:
         "(N, C) log probabilities, in the type of the logits."
         logits = torch.as_tensor(logits)
         probabilities = logits.double().softmax(dim=1).numpy()
-        mapped = np.stack([np.interp(column, *knots) for column, knots in zip(probabilities.T, self.knots, strict=True)], axis=1)
+        mapped = np.stack(
+            [
+                np.interp(column, *knots)
+                for column, knots in zip(probabilities.T, self.knots, strict=True)
+            ],
+            axis=1,
+        )
         logs = torch.from_numpy(np.log(mapped / mapped.sum(axis=1, keepdims=True)))
         return logs.to(logits.dtype if logits.is_floating_point() else torch.float64)
 
@@ -214,12 +255,19 @@ def fit_isotonic(
     logits, labels = check_fitting_split(logits, labels)
     floor, knots = 1 / (2 * len(labels)), []
     for k, column in enumerate(logits.softmax(dim=1).T.numpy()):
-        fit = IsotonicRegression(y_min=floor, y_max=1 - floor).fit(column, (labels == k).double().numpy())
+        fit = IsotonicRegression(y_min=floor, y_max=1 - floor).fit(
+            column, (labels == k).double().numpy()
+        )
         knots.append((fit.X_thresholds_, fit.y_thresholds_))
     return Isotonic(tuple(knots))
 
 # %% ../nbs/41_temperature.ipynb #2110bab0
-METHODS = {"temperature": temperature_scaling, "vector": fit_vector_scaling, "matrix": fit_matrix_scaling, "isotonic": fit_isotonic}
+METHODS = {
+    "temperature": temperature_scaling,
+    "vector": fit_vector_scaling,
+    "matrix": fit_matrix_scaling,
+    "isotonic": fit_isotonic,
+}
 
 
 def fit_scaling(
@@ -251,9 +299,15 @@ def refuse_same_data(
     "Raise `CalibrationError` when a judged split is the fitting split, by name or by content."
     seen = [torch.as_tensor(values[fit_on]).cpu() for values in (logits_by_split, labels_by_split)]
     for split in judge_on:
-        judged = [torch.as_tensor(values[split]).cpu() for values in (logits_by_split, labels_by_split)]
+        judged = [
+            torch.as_tensor(values[split]).cpu() for values in (logits_by_split, labels_by_split)
+        ]
         if split == fit_on or all(map(torch.equal, seen, judged)):
-            known = "is the split" if split == fit_on else f"holds the same logits and labels as {fit_on!r},"
+            known = (
+                "is the split"
+                if split == fit_on
+                else f"holds the same logits and labels as {fit_on!r},"
+            )
             raise CalibrationError(
                 f"{split!r} {known} that the repair is fitted on: it would look better than it is. Judge on other "
                 "data, or pass allow_same_split=True and say so where you report the number"
@@ -274,7 +328,9 @@ def repair(
         if split not in logits_by_split or split not in labels_by_split:
             known = sorted(set(logits_by_split) & set(labels_by_split))
             close = difflib.get_close_matches(split, known) or known
-            raise ValueError(f"there is no split {split!r} with logits and labels: did you mean {' or '.join(close)}?")
+            raise ValueError(
+                f"there is no split {split!r} with logits and labels: did you mean {' or '.join(close)}?"
+            )
     if not allow_same_split:
         refuse_same_data(logits_by_split, labels_by_split, fit_on, judge_on)
     scaling = fit_scaling(logits_by_split[fit_on], labels_by_split[fit_on], method)

@@ -5,6 +5,7 @@
 
 `jupyter-book build .` builds the same book without a local run.
 """
+
 import argparse
 import json
 import os
@@ -24,12 +25,18 @@ KERNEL_NOTE = "[IPKernelApp] WARNING | Kernel is running over TCP without encryp
 
 def failed(notebook: dict) -> bool:
     """Whether a cell of an executed notebook ended in an error."""
-    return any(output["output_type"] == "error" for cell in notebook["cells"] for output in cell.get("outputs", []))
+    return any(
+        output["output_type"] == "error"
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+    )
 
 
 def newest_run(folder: Path) -> Path | None:
     """The executed notebook that was written last and came through; None when there is none."""
-    for path in sorted(folder.glob("**/*.ipynb"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(
+        folder.glob("**/*.ipynb"), key=lambda path: path.stat().st_mtime, reverse=True
+    ):
         if not failed(json.loads(path.read_text(encoding="utf-8"))):
             return path
     return None
@@ -37,17 +44,34 @@ def newest_run(folder: Path) -> Path | None:
 
 def run_page(notebook: dict, source: str) -> dict:
     """The page of a run: the executed notebook, with its origin named under the title and no papermill metadata."""
-    note = {"cell_type": "markdown", "id": "your-run-note", "metadata": {},
-            "source": f"```{{note}}\nThis page is the notebook `{source}` as your machine executed it.\n```"}
-    cells = [{**cell, "metadata": {key: value for key, value in cell["metadata"].items() if key != "papermill"}}
-             for cell in notebook["cells"]]
+    note = {
+        "cell_type": "markdown",
+        "id": "your-run-note",
+        "metadata": {},
+        "source": f"```{{note}}\nThis page is the notebook `{source}` as your machine executed it.\n```",
+    }
+    cells = [
+        {
+            **cell,
+            "metadata": {
+                key: value for key, value in cell["metadata"].items() if key != "papermill"
+            },
+        }
+        for cell in notebook["cells"]
+    ]
     metadata = {key: value for key, value in notebook["metadata"].items() if key != "papermill"}
     return {**notebook, "metadata": metadata, "cells": [cells[0], note, *cells[1:]]}
 
 
 def with_run(toc: dict) -> dict:
     """The table of contents with the page of the local run at its end."""
-    return {**toc, "parts": [*toc["parts"], {"caption": "On your machine", "chapters": [{"file": RUN_PAGE, "title": "Your run"}]}]}
+    return {
+        **toc,
+        "parts": [
+            *toc["parts"],
+            {"caption": "On your machine", "chapters": [{"file": RUN_PAGE, "title": "Your run"}]},
+        ],
+    }
 
 
 def prepare(project: Path, build: Path, include_run: bool) -> Path:
@@ -59,10 +83,17 @@ def prepare(project: Path, build: Path, include_run: bool) -> Path:
         return project / "_toc.yml"
     page.parent.mkdir(parents=True)
     notebook = json.loads(run.read_text(encoding="utf-8"))
-    page.write_text(json.dumps(run_page(notebook, run.relative_to(project).as_posix())), encoding="utf-8")
+    page.write_text(
+        json.dumps(run_page(notebook, run.relative_to(project).as_posix())), encoding="utf-8"
+    )
     toc = build / "toc.yml"
     toc.parent.mkdir(parents=True, exist_ok=True)
-    toc.write_text(yaml.safe_dump(with_run(yaml.safe_load((project / "_toc.yml").read_text(encoding="utf-8")))), encoding="utf-8")
+    toc.write_text(
+        yaml.safe_dump(
+            with_run(yaml.safe_load((project / "_toc.yml").read_text(encoding="utf-8")))
+        ),
+        encoding="utf-8",
+    )
     return toc
 
 
@@ -71,7 +102,14 @@ def run_logged(command: list[str], folder: Path, log: Path) -> int:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     with (
         log.open("w", encoding="utf-8") as kept,
-        subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
     ):
         for line in process.stdout:
             line = COLOUR.sub("", line)
@@ -87,8 +125,18 @@ def build_book(project: Path, output: Path, include_run: bool = True) -> int:
     build.mkdir(parents=True, exist_ok=True)
     (build / "status").unlink(missing_ok=True)
     toc = prepare(project, build, include_run)
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(project),
-               "--path-output", str(output), "--toc", str(toc), "-n", "-W", "--keep-going"]
+    command = [
+        str(Path(sys.executable).with_name("jupyter-book")),
+        "build",
+        str(project),
+        "--path-output",
+        str(output),
+        "--toc",
+        str(toc),
+        "-n",
+        "-W",
+        "--keep-going",
+    ]
     status = run_logged(command, project, build / "book.log")
     (build / "status").write_text(f"{status}\n", encoding="utf-8")
     return status
@@ -97,8 +145,17 @@ def build_book(project: Path, output: Path, include_run: bool = True) -> int:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=ROOT, help="folder that receives _build/ (default: the project)")
-    parser.add_argument("--clean", action="store_true", help="remove an earlier build first, executed notebooks included")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT,
+        help="folder that receives _build/ (default: the project)",
+    )
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="remove an earlier build first, executed notebooks included",
+    )
     parser.add_argument("--no-run", action="store_true", help="leave the newest local run out")
     options = parser.parse_args()
     output = options.output.resolve()

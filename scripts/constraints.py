@@ -1,8 +1,9 @@
 """Write constraints.txt: the exact version of everything that settings.ini asks for, as installed here.
 
-    .venv/bin/python scripts/constraints.py            # prints the file
-    .venv/bin/python scripts/constraints.py --write    # replaces constraints.txt
+.venv/bin/python scripts/constraints.py            # prints the file
+.venv/bin/python scripts/constraints.py --write    # replaces constraints.txt
 """
+
 import sys
 from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, distribution
@@ -17,8 +18,13 @@ EXTRAS = ("offline", "book", "sweep", "dev")
 BUILD = ("setuptools", "wheel")
 LEFT_OUT = ("nvidia-", "cuda-", "triton")  # what torch adds for GPUs: each platform takes its own
 OTHER_PYTHONS = {  # what papermill takes on Python 3.12 alone, at the versions that were tried there
-    "aiohappyeyeballs": "2.7.1", "aiohttp": "3.14.5", "aiosignal": "1.4.0", "frozenlist": "1.8.0",
-    "multidict": "7.2.1", "propcache": "0.5.4", "yarl": "1.25.1",
+    "aiohappyeyeballs": "2.7.1",
+    "aiohttp": "3.14.5",
+    "aiosignal": "1.4.0",
+    "frozenlist": "1.8.0",
+    "multidict": "7.2.1",
+    "propcache": "0.5.4",
+    "yarl": "1.25.1",
 }
 HEADER = """\
 # The exact versions that the tests passed with (Python 3.11). Made by scripts/constraints.py.
@@ -51,19 +57,25 @@ def closure(requirements: list[Requirement]) -> dict[str, str]:
         try:
             found = distribution(requirement.name)
         except PackageNotFoundError as error:
-            raise SystemExit(f"{requirement} is not installed{asked_by}: install -e .[offline,book,sweep,dev] first") from error
+            raise SystemExit(
+                f"{requirement} is not installed{asked_by}: install -e .[offline,book,sweep,dev] first"
+            ) from error
         versions[key[0]] = Version(found.version).public
         for text in found.requires or ():
             needed = Requirement(text)
             contexts = [{"extra": extra} for extra in ("", *requirement.extras)]
-            if needed.marker is None or any(needed.marker.evaluate(context) for context in contexts):
+            if needed.marker is None or any(
+                needed.marker.evaluate(context) for context in contexts
+            ):
                 todo.append((needed, f" (wanted by {requirement.name})"))
     return versions
 
 
 def constraints_text() -> str:
     """The content of constraints.txt for this environment."""
-    versions = OTHER_PYTHONS | closure(declared(read_settings()) + [Requirement(name) for name in BUILD])
+    versions = OTHER_PYTHONS | closure(
+        declared(read_settings()) + [Requirement(name) for name in BUILD]
+    )
     return HEADER + "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
 
 

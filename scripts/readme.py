@@ -6,6 +6,7 @@
 The home page is executed. Cell tags decide what of a code cell the README shows: its code, unless
 `readme-hide-code`; its printed text and Markdown, where `readme-output`; nothing, where `readme-skip`.
 """
+
 import io
 import re
 import sys
@@ -18,7 +19,9 @@ from pybtex.database import BibliographyData, parse_file
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Made from nbs/index.ipynb by scripts/readme.py: edit the notebook. -->"
 CITATION = re.compile(r"\{cite:[tp]\}`([^`]+)`")
-ADMONITION = re.compile(r"^(```|:::)\{(note|tip|important|warning|caution)\}\n(.*?)\n\1$", re.DOTALL | re.MULTILINE)
+ADMONITION = re.compile(
+    r"^(```|:::)\{(note|tip|important|warning|caution)\}\n(.*?)\n\1$", re.DOTALL | re.MULTILINE
+)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s]+)\)")
 TEXT_BLOCK = re.compile(r"^```text\n.*?^```$", re.DOTALL | re.MULTILINE)
 FIGURE = ROOT / "nbs" / "_static" / "accuracy.svg"
@@ -39,7 +42,9 @@ def quoted(match: re.Match) -> str:
     return "\n".join(f"> {line}".rstrip() for line in lines)
 
 
-FIGURE_BLOCK = re.compile(r"^```\{figure\} (\S+)\n:alt: (.+)\n\n(.+?)\n```$", re.MULTILINE | re.DOTALL)
+FIGURE_BLOCK = re.compile(
+    r"^```\{figure\} (\S+)\n:alt: (.+)\n\n(.+?)\n```$", re.MULTILINE | re.DOTALL
+)
 
 
 def pictured(match: re.Match) -> str:
@@ -56,7 +61,12 @@ def link_from_root(match: re.Match) -> str:
 
 def markdown_text(source: str, bibliography: BibliographyData) -> str:
     """A prose cell in GitHub's Markdown."""
-    source = CITATION.sub(lambda match: ", ".join(cited(key.strip(), bibliography) for key in match.group(1).split(",")), source)
+    source = CITATION.sub(
+        lambda match: ", ".join(
+            cited(key.strip(), bibliography) for key in match.group(1).split(",")
+        ),
+        source,
+    )
     return LINK.sub(link_from_root, ADMONITION.sub(quoted, FIGURE_BLOCK.sub(pictured, source)))
 
 
@@ -67,24 +77,40 @@ def code_text(cell: dict) -> str:
         return ""
     parts = [] if "readme-hide-code" in tags else [f"```python\n{cell.source}\n```"]
     if "readme-output" in tags:
-        printed = "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
+        printed = "".join(
+            output.text
+            for output in cell.outputs
+            if output.output_type == "stream" and output.name == "stdout"
+        )
         if printed.strip():
             lines = "\n".join(line.rstrip() for line in printed.rstrip().splitlines())
             parts.append(f"```text\n{lines}\n```")
-        parts += [output.data["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {})]
+        parts += [
+            output.data["text/markdown"]
+            for output in cell.outputs
+            if "text/markdown" in output.get("data", {})
+        ]
     return "\n\n".join(parts)
 
 
 def convert(notebook: nbformat.NotebookNode, bibliography: BibliographyData) -> str:
     """The README of an executed home page."""
-    texts = [code_text(cell) if cell.cell_type == "code" else markdown_text(cell.source, bibliography) for cell in notebook.cells]
+    texts = [
+        code_text(cell) if cell.cell_type == "code" else markdown_text(cell.source, bibliography)
+        for cell in notebook.cells
+    ]
     return "\n\n".join([NOTE, *(text.strip() for text in texts if text.strip())]) + "\n"
 
 
 def make_readme() -> str:
     """Execute the home page and convert it."""
     notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "nbs")}})
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(ROOT / "nbs")}},
+    )
     return convert(client.execute(), parse_file(str(ROOT / "references.bib")))
 
 
@@ -93,16 +119,24 @@ def figure_rows():
     from lpft_nb.plot import METHODS
     from lpft_nb.records import load_results
 
-    rows = load_results(ROOT / "results" / "lp_ft").query("final and status == 'finished' and split == 'test' and metric == 'accuracy'")
+    rows = load_results(ROOT / "results" / "lp_ft").query(
+        "final and status == 'finished' and split == 'test' and metric == 'accuracy'"
+    )
     rows = rows[rows["task"].isin(FIGURE_TASKS) & rows["method"].isin(METHODS)]
     place = {name: number for number, name in enumerate([*FIGURE_TASKS, *METHODS])}
-    return rows.sort_values(["task", "method", "seed"], key=lambda column: column.map(place) if column.name != "seed" else column)
+    return rows.sort_values(
+        ["task", "method", "seed"],
+        key=lambda column: column.map(place) if column.name != "seed" else column,
+    )
 
 
 def figure_numbers(rows) -> str:
     """What the figure shows, in words; it stands inside the figure, so that a test can tell whether it is current."""
     groups = rows.groupby(["task", "method"], sort=False)["value"]
-    return "; ".join(f"{task} {method} {' '.join(f'{value:.4f}' for value in values)}" for (task, method), values in groups)
+    return "; ".join(
+        f"{task} {method} {' '.join(f'{value:.4f}' for value in values)}"
+        for (task, method), values in groups
+    )
 
 
 def make_figure() -> str:
@@ -119,7 +153,11 @@ def make_figure() -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
         figure, axes = plt.subplots(figsize=(7.5, 3))
         dots_with_intervals(rows, by="task", axes=axes, ylabel="test accuracy")
-        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Description": figure_numbers(rows)})
+        figure.savefig(
+            target,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Description": figure_numbers(rows)},
+        )
         plt.close(figure)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
 

@@ -1,4 +1,5 @@
 """Print a small table of the newest local runs and where the book lies: the last step of `make run`."""
+
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +26,11 @@ def percent(values: pd.Series) -> str:
 
 def summary(results: pd.DataFrame) -> str:
     """Accuracy of the newest runs, one row a method, one column a split."""
-    rows = newest(results.query("final and status == 'finished' and metric == 'accuracy' and split in @SPLITS"))
+    rows = newest(
+        results.query(
+            "final and status == 'finished' and metric == 'accuracy' and split in @SPLITS"
+        )
+    )
     table = rows.groupby(["method", "split"])["value"].agg(percent).unstack("split", fill_value="")
     order = [method for method in ("LP", "FT", "LP-FT", "LoRA", "LP-LoRA") if method in table.index]
     table = table.loc[order, [split for split in SPLITS if split in table]].rename(columns=SPLITS)
@@ -36,4 +41,6 @@ def summary(results: pd.DataFrame) -> str:
 
 if __name__ == "__main__":
     print(f"\n{summary(load_results(ROOT / 'runs'))}\n")
-    print(f"The book, with this run as its last page: {(ROOT / '_build' / 'html' / 'index.html').as_uri()}")
+    print(
+        f"The book, with this run as its last page: {(ROOT / '_build' / 'html' / 'index.html').as_uri()}"
+    )

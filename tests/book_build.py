@@ -1,4 +1,5 @@
 """The rendered book that several test files look at: built once, from an empty cache."""
+
 import os
 import re
 import subprocess
@@ -17,7 +18,10 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 def toc_pages() -> list[str]:
     """The pages of the book, as _toc.yml names them, home page first."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    return [
+        toc["root"],
+        *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"]),
+    ]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,10 @@ class Book:
 
         cache = get_cache(str(self.folder / ".jupyter_cache"))
         records = cache.list_cache_records()
-        return {f"nbs/{Path(record.uri).stem}": cache.get_cache_bundle(record.pk).nb for record in records}
+        return {
+            f"nbs/{Path(record.uri).stem}": cache.get_cache_bundle(record.pk).nb
+            for record in records
+        }
 
 
 @lru_cache
@@ -63,7 +70,11 @@ def built_book() -> Book:
     named = os.environ.get("LPFT_BOOK")
     output = ROOT / (named or "_build/test")
     if not named:
-        subprocess.run([sys.executable, "scripts/book.py", "--output", str(output), "--clean", "--no-run"], cwd=ROOT, capture_output=True)
+        subprocess.run(
+            [sys.executable, "scripts/book.py", "--output", str(output), "--clean", "--no-run"],
+            cwd=ROOT,
+            capture_output=True,
+        )
     book = Book(output / "_build")
     assert (book.folder / "status").is_file(), f"no book was built in {output}; try: make book"
     return book

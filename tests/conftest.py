@@ -10,7 +10,17 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
-os.environ["LPFT_CACHE"] = tempfile.mkdtemp(prefix="lpft-cache-")  # no test reads what an earlier version of the code has stored
+os.environ["LPFT_CACHE"] = tempfile.mkdtemp(
+    prefix="lpft-cache-"
+)  # no test reads what an earlier version of the code has stored
+
+ROOT = Path(__file__).resolve().parents[1]
+TREE = [
+    ROOT,
+    ROOT / "tests",
+    ROOT / "tests" / "training",
+]  # what a started process imports: this checkout, not an installed one
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, TREE))
 
 import pytest
 import torch
@@ -21,30 +31,84 @@ from transformers import PreTrainedTokenizerFast
 torch.set_num_threads(1)
 atexit.register(shutil.rmtree, os.environ["LPFT_CACHE"], ignore_errors=True)
 
-ROOT = Path(__file__).resolve().parents[1]
-
 WORDS = (
     "a an the of and or in on for to with is are not no very small large matrix vector norm sum mean sparse dense graph "
     "tree node edge signal filter wave noise random sample test mode model head feature kernel train probe tune good bad "
     "film movie great dull cat dog sat ran saw under over return compute solve find draw plot array value first last"
 ).split()
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # ids 0 to 4; the padding id 1 is the one MPNet has built in
+SPECIAL_TOKENS = (
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+    "<mask>",
+)  # ids 0 to 4; the padding id 1 is the one MPNet has built in
 
-TINY = dict(vocab_size=128, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+TINY = dict(
+    vocab_size=128, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+)
 GPT_2 = dict(vocab_size=128, n_embd=16, n_layer=2, n_head=2, n_positions=64)
 IDS = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2)
-T_5 = dict(vocab_size=128, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=1, eos_token_id=2)
+T_5 = dict(
+    vocab_size=128,
+    d_model=16,
+    d_kv=8,
+    d_ff=32,
+    num_layers=2,
+    num_heads=2,
+    pad_token_id=1,
+    eos_token_id=2,
+)
 ARCHITECTURES = {
     "bert": ("BertConfig", dict(TINY, max_position_embeddings=64, pad_token_id=1)),
     "roberta": ("RobertaConfig", dict(TINY, max_position_embeddings=66, type_vocab_size=1, **IDS)),
-    "distilbert": ("DistilBertConfig", dict(vocab_size=128, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64, pad_token_id=1)),
+    "distilbert": (
+        "DistilBertConfig",
+        dict(
+            vocab_size=128,
+            dim=16,
+            n_layers=2,
+            n_heads=2,
+            hidden_dim=32,
+            max_position_embeddings=64,
+            pad_token_id=1,
+        ),
+    ),
     "albert": ("AlbertConfig", dict(TINY, embedding_size=8, max_position_embeddings=64, **IDS)),
     "mpnet": ("MPNetConfig", dict(TINY, max_position_embeddings=66, **IDS)),
-    "electra": ("ElectraConfig", dict(TINY, embedding_size=8, max_position_embeddings=64, pad_token_id=1)),
-    "deberta-v2": ("DebertaV2Config", dict(TINY, max_position_embeddings=64, pad_token_id=1, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True)),
-    "modernbert": ("ModernBertConfig", dict(TINY, max_position_embeddings=64, local_attention=8, cls_token_id=0, sep_token_id=2, **IDS)),
+    "electra": (
+        "ElectraConfig",
+        dict(TINY, embedding_size=8, max_position_embeddings=64, pad_token_id=1),
+    ),
+    "deberta-v2": (
+        "DebertaV2Config",
+        dict(
+            TINY,
+            max_position_embeddings=64,
+            pad_token_id=1,
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            position_buckets=8,
+            norm_rel_ebd="layer_norm",
+            share_att_key=True,
+        ),
+    ),
+    "modernbert": (
+        "ModernBertConfig",
+        dict(
+            TINY,
+            max_position_embeddings=64,
+            local_attention=8,
+            cls_token_id=0,
+            sep_token_id=2,
+            **IDS,
+        ),
+    ),
     "gpt2": ("GPT2Config", dict(GPT_2, bos_token_id=0, eos_token_id=2)),
-    "gpt-neox": ("GPTNeoXConfig", dict(TINY, max_position_embeddings=64, bos_token_id=0, eos_token_id=2)),
+    "gpt-neox": (
+        "GPTNeoXConfig",
+        dict(TINY, max_position_embeddings=64, bos_token_id=0, eos_token_id=2),
+    ),
     "llama": ("LlamaConfig", dict(TINY, num_key_value_heads=1, max_position_embeddings=64, **IDS)),
     "qwen2": ("Qwen2Config", dict(TINY, num_key_value_heads=1, max_position_embeddings=64, **IDS)),
     "t5": ("T5Config", T_5),
@@ -81,16 +145,28 @@ def embedded_model() -> str:
 
 def build_tokenizer(side: str = "right") -> PreTrainedTokenizerFast:
     "A word tokenizer in memory: `<s> one </s>` and `<s> one </s> two </s>`."
-    vocabulary = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *dict.fromkeys(WORDS)))}
+    vocabulary = {
+        word: index for index, word in enumerate((*SPECIAL_TOKENS, *dict.fromkeys(WORDS)))
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> $B:1 </s>:1",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", pad_token="<pad>", eos_token="</s>",
-        sep_token="</s>", unk_token="<unk>", mask_token="<mask>", padding_side=side, model_max_length=64,
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        padding_side=side,
+        model_max_length=64,
     )
 
 
@@ -106,18 +182,30 @@ def build_backbone_config(architecture: str, **changes):
     return getattr(transformers, name)(**{**arguments, **changes})
 
 
-def build_tiny_model(architecture: str = "bert", num_labels: int = 3, seed: int = 0, dtype=torch.float64, spread: float = 1.0, backbone: dict | None = None, **fields):
+def build_tiny_model(
+    architecture: str = "bert",
+    num_labels: int = 3,
+    seed: int = 0,
+    dtype=torch.float64,
+    spread: float = 1.0,
+    backbone: dict | None = None,
+    **fields,
+):
     """A tiny random Classifier (2 layers, h = 16) in evaluation mode, with tokenizer; the global generator is left as it was.
 
     `spread` is the standard deviation of the added noise: all weights differ from their symmetric start (zeros, ones), so a
     shifted position or a misplaced mask shows. `backbone` changes the backbone's configuration, `fields` the classifier's.
     """
     from lpft_nb.classifier import Classifier, reset_head
-    from lpft_nb.configuration import ClassifierConfig
+    from lpft_nb.models.configuration import ClassifierConfig
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = ClassifierConfig(backbone=build_backbone_config(architecture, **(backbone or {})), num_labels=num_labels, **{"max_tokens": 32, **fields})
+        config = ClassifierConfig(
+            backbone=build_backbone_config(architecture, **(backbone or {})),
+            num_labels=num_labels,
+            **{"max_tokens": 32, **fields},
+        )
         model = Classifier(config).to(dtype)
         with torch.no_grad():
             for parameter in model.backbone.parameters():

@@ -7,7 +7,14 @@ import pytest
 from test_calibration import nature
 
 import lpft_nb.bootstrap as bootstrap
-from lpft_nb.bootstrap import METRIC_NAMES, PUSHED_UP, bootstrap_intervals, interval, resample_counts, resampled_metrics
+from lpft_nb.bootstrap import (
+    METRIC_NAMES,
+    PUSHED_UP,
+    bootstrap_intervals,
+    interval,
+    resample_counts,
+    resampled_metrics,
+)
 from lpft_nb.calibration import Examples, calibration_metrics, per_example
 
 COLUMNS = ["metric", "value", "low", "high", "n", "resamples"]
@@ -19,14 +26,22 @@ def test_every_metric_of_every_resample_against_repeated_rows(classes, bins, fac
     logits, labels = nature(60, 1, classes, factor)
     gathered = {}
     original = bootstrap.interval
-    monkeypatch.setattr(bootstrap, "interval", lambda name, value, resampled, level: gathered.update({name: resampled}) or original(name, value, resampled, level))
+    monkeypatch.setattr(
+        bootstrap,
+        "interval",
+        lambda name, value, resampled, level: (
+            gathered.update({name: resampled}) or original(name, value, resampled, level)
+        ),
+    )
     bootstrap_intervals(logits, labels, resamples=25, seed=3, bins=bins)
     order = per_example(logits, labels).confidence.argsort(kind="stable")
     counts = np.concatenate(list(resample_counts(60, 25, 3)))
     for row in range(25):
         drawn = np.repeat(order, counts[row])
         oracle = calibration_metrics(logits[drawn], labels[drawn], bins)
-        assert {name: values[row] for name, values in gathered.items()} == pytest.approx(oracle, abs=1e-9, nan_ok=True)
+        assert {name: values[row] for name, values in gathered.items()} == pytest.approx(
+            oracle, abs=1e-9, nan_ok=True
+        )
 
 
 def test_resamples_do_not_depend_on_memory(monkeypatch):
@@ -45,7 +60,11 @@ def test_frame_has_fixed_columns_and_values_inside():
     assert list(frame.columns) == COLUMNS and tuple(frame["metric"]) == METRIC_NAMES
     assert dict(zip(frame["metric"], frame["value"])) == calibration_metrics(logits, labels)
     assert (frame["low"] <= frame["value"]).all() and (frame["value"] <= frame["high"]).all()
-    assert (frame["low"] < frame["high"]).all() and (frame["n"] == 80).all() and (frame["resamples"] == 100).all()
+    assert (
+        (frame["low"] < frame["high"]).all()
+        and (frame["n"] == 80).all()
+        and (frame["resamples"] == 100).all()
+    )
     chosen = bootstrap_intervals(logits, labels, ["nll", "ece"], resamples=100)
     assert list(chosen["metric"]) == ["nll", "ece"]
     assert chosen.iloc[0]["low"] == frame.set_index("metric").loc["nll", "low"]
@@ -68,7 +87,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     exact = calibration_metrics(*nature(300_000, 5, factor=3.0))
     held = {"overconfidence": 0, "ece": 0, "brier": 0}
     for run in range(60):
-        frame = bootstrap_intervals(*nature(250, 900 + run, factor=3.0), list(held), resamples=200).set_index("metric")
+        frame = bootstrap_intervals(
+            *nature(250, 900 + run, factor=3.0), list(held), resamples=200
+        ).set_index("metric")
         for name in held:
             held[name] += frame.loc[name, "low"] <= exact[name] <= frame.loc[name, "high"]
     assert all(50 <= count <= 60 for count in held.values()), held
@@ -98,10 +119,17 @@ def test_resampled_metrics_computes_what_is_asked():
     assert set(found) == {"ece"} and found["ece"].shape == (2,)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"metrics": ["ecee"]}, "did you mean ece"), ({"metrics": "nlll"}, "did you mean nll"), ({"resamples": 0}, "resamples"),
-    ({"resamples": 2.5}, "resamples"), ({"level": 95}, "level"), ({"bins": 0}, "bins"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ["ecee"]}, "did you mean ece"),
+        ({"metrics": "nlll"}, "did you mean nll"),
+        ({"resamples": 0}, "resamples"),
+        ({"resamples": 2.5}, "resamples"),
+        ({"level": 95}, "level"),
+        ({"bins": 0}, "bins"),
+    ],
+)
 def test_wrong_requests_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_intervals(*nature(30, 8), **options)

@@ -11,22 +11,45 @@ from hypothesis.extra.numpy import arrays
 
 import lpft_nb.calibration as calibration
 from lpft_nb.calibration import (
-    adaptive_calibration_error, brier, calibration_metrics, classwise_calibration_error, confidence_auroc,
-    debiased_calibration_error, debiased_squared_calibration_error, expected_calibration_error, fit_temperature,
-    maximum_calibration_error, negative_log_likelihood, overconfidence, per_example, risk_coverage,
-    smooth_calibration_error, top_label, top_label_brier,
+    adaptive_calibration_error,
+    brier,
+    calibration_metrics,
+    classwise_calibration_error,
+    confidence_auroc,
+    debiased_calibration_error,
+    debiased_squared_calibration_error,
+    expected_calibration_error,
+    fit_temperature,
+    maximum_calibration_error,
+    negative_log_likelihood,
+    overconfidence,
+    per_example,
+    risk_coverage,
+    smooth_calibration_error,
+    top_label,
+    top_label_brier,
 )
 
 SINGLE = {
-    "ece": expected_calibration_error, "adaptive_ece": adaptive_calibration_error, "classwise_ece": classwise_calibration_error,
-    "debiased_ece": debiased_calibration_error, "mce": maximum_calibration_error, "smooth_ece": smooth_calibration_error,
-    "brier": brier, "top_label_brier": top_label_brier, "nll": negative_log_likelihood, "overconfidence": overconfidence,
-    "confidence_auroc": confidence_auroc, "area_under_risk_coverage": lambda logits, labels: risk_coverage(logits, labels).area,
+    "ece": expected_calibration_error,
+    "adaptive_ece": adaptive_calibration_error,
+    "classwise_ece": classwise_calibration_error,
+    "debiased_ece": debiased_calibration_error,
+    "mce": maximum_calibration_error,
+    "smooth_ece": smooth_calibration_error,
+    "brier": brier,
+    "top_label_brier": top_label_brier,
+    "nll": negative_log_likelihood,
+    "overconfidence": overconfidence,
+    "confidence_auroc": confidence_auroc,
+    "area_under_risk_coverage": lambda logits, labels: risk_coverage(logits, labels).area,
     "mean_confidence": lambda logits, labels: float(top_label(logits, labels)[0].mean()),
 }
 
 
-def nature(rows: int, seed: int, classes: int = 3, factor: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def nature(
+    rows: int, seed: int, classes: int = 3, factor: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits that are right for factor 1, and labels drawn from the right probabilities."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
@@ -65,20 +88,36 @@ def test_every_metric_against_a_plain_loop(classes, bins, factor):
         inside = (confidence > index / bins) & (confidence <= (index + 1) / bins)
         if inside.sum() > 1:
             accuracy, n = correct[inside].mean(), inside.sum()
-            square += n / 400 * ((confidence[inside].mean() - accuracy) ** 2 - accuracy * (1 - accuracy) / (n - 1))
+            square += (
+                n
+                / 400
+                * (
+                    (confidence[inside].mean() - accuracy) ** 2
+                    - accuracy * (1 - accuracy) / (n - 1)
+                )
+            )
     right, wrong = confidence[correct == 1], confidence[correct == 0]
     oracle = {
-        "ece": expected, "mce": largest, "adaptive_ece": sum(abs(part.sum()) for part in parts) / 400,
-        "classwise_ece": np.mean([plain_error(p[:, k], one_hot[:, k], bins)[0] for k in range(classes)]),
-        "debiased_ece": math.sqrt(max(0, square)), "brier": ((p - one_hot) ** 2).sum(1).mean(),
-        "top_label_brier": ((confidence - correct) ** 2).mean(), "nll": -np.log(p[np.arange(400), labels]).mean(),
-        "overconfidence": confidence.mean() - correct.mean(), "mean_confidence": confidence.mean(),
+        "ece": expected,
+        "mce": largest,
+        "adaptive_ece": sum(abs(part.sum()) for part in parts) / 400,
+        "classwise_ece": np.mean(
+            [plain_error(p[:, k], one_hot[:, k], bins)[0] for k in range(classes)]
+        ),
+        "debiased_ece": math.sqrt(max(0, square)),
+        "brier": ((p - one_hot) ** 2).sum(1).mean(),
+        "top_label_brier": ((confidence - correct) ** 2).mean(),
+        "nll": -np.log(p[np.arange(400), labels]).mean(),
+        "overconfidence": confidence.mean() - correct.mean(),
+        "mean_confidence": confidence.mean(),
         "confidence_auroc": (right[:, None] > wrong).mean(),
         "area_under_risk_coverage": (errors.cumsum() / np.arange(1, 401)).mean(),
     }
     for name, value in oracle.items():
         assert found[name] == pytest.approx(value, abs=1e-10), name
-    assert debiased_squared_calibration_error(logits, labels, bins) == pytest.approx(square, abs=1e-12)
+    assert debiased_squared_calibration_error(logits, labels, bins) == pytest.approx(
+        square, abs=1e-12
+    )
 
 
 def test_smooth_error_is_the_fixed_point_of_the_reflected_gaussian():
@@ -88,14 +127,24 @@ def test_smooth_error_is_the_fixed_point_of_the_reflected_gaussian():
         confidence, correct = top_label(logits, labels)
         found = smooth_calibration_error(logits, labels)
         points = (np.arange(3000) + 0.5) / 3000
-        kernel = sum(np.exp(-((points[:, None] - 2 * k - side * confidence) ** 2) / (2 * found**2)) for k in (-1, 0, 1) for side in (-1, 1))
-        smoothed = np.abs(kernel @ (confidence - correct)).mean() / (150 * found * math.sqrt(2 * math.pi))
+        kernel = sum(
+            np.exp(-((points[:, None] - 2 * k - side * confidence) ** 2) / (2 * found**2))
+            for k in (-1, 0, 1)
+            for side in (-1, 1)
+        )
+        smoothed = np.abs(kernel @ (confidence - correct)).mean() / (
+            150 * found * math.sqrt(2 * math.pi)
+        )
         assert smoothed == pytest.approx(found, abs=5e-4)
 
 
 def test_values_by_hand():
-    logits = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]], dtype=torch.float64).log()
-    labels = torch.tensor([0, 0, 1, 0])  # in (0.7, 0.8]: 0.8 against 1; in (0.5, 0.6]: 0.6 against 1/2
+    logits = torch.tensor(
+        [[0.8, 0.2], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]], dtype=torch.float64
+    ).log()
+    labels = torch.tensor(
+        [0, 0, 1, 0]
+    )  # in (0.7, 0.8]: 0.8 against 1; in (0.5, 0.6]: 0.6 against 1/2
     found = calibration_metrics(logits + 1e-9, labels, bins=4)
     assert found["ece"] == pytest.approx(0.5 * 0.2 + 0.5 * 0.1)
     assert found["mce"] == pytest.approx(0.2)
@@ -105,27 +154,45 @@ def test_values_by_hand():
     assert found["nll"] == pytest.approx(-(2 * math.log(0.8) + math.log(0.6) + math.log(0.4)) / 4)
     assert found["confidence_auroc"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert found["area_under_risk_coverage"] == pytest.approx((0 + 0 + (1 / 3 + 0) / 2 + 1 / 4) / 4)
-    assert found["debiased_ece"] == pytest.approx(math.sqrt(0.5 * 0.04 + 0.5 * (0.01 - 0.25)) if 0.02 - 0.12 > 0 else 0)
+    assert found["debiased_ece"] == pytest.approx(
+        math.sqrt(0.5 * 0.04 + 0.5 * (0.01 - 0.25)) if 0.02 - 0.12 > 0 else 0
+    )
 
 
 def test_a_value_on_an_edge_belongs_to_the_lower_bin_and_zero_to_the_first():
-    assert calibration.bin_numbers(np.array([0.0, 1e-9, 0.25, 0.2500001, 0.5, 0.75, 1.0]), 4).tolist() == [0, 0, 0, 1, 1, 2, 3]
+    assert calibration.bin_numbers(
+        np.array([0.0, 1e-9, 0.25, 0.2500001, 0.5, 0.75, 1.0]), 4
+    ).tolist() == [0, 0, 0, 1, 1, 2, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ties_go_to_the_lowest_class_number(dtype):
-    logits = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 1.0, 1.0]], dtype=dtype)
+    logits = torch.tensor(
+        [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 1.0, 1.0]], dtype=dtype
+    )
     labels = torch.tensor([0, 1, 2, 0])
-    assert top_label(logits, labels)[1].tolist() == per_example(logits, labels).correct.tolist() == [1, 0, 0, 1]
+    assert (
+        top_label(logits, labels)[1].tolist()
+        == per_example(logits, labels).correct.tolist()
+        == [1, 0, 0, 1]
+    )
 
 
 def test_ece_against_torchmetrics():
-    functional = pytest.importorskip("torchmetrics.functional.classification", reason="torchmetrics (extra `dev`) is not installed")
+    functional = pytest.importorskip(
+        "torchmetrics.functional.classification",
+        reason="torchmetrics (extra `dev`) is not installed",
+    )
     for classes, factor in ((2, 1.0), (5, 3.0)):
         logits, labels = nature(500, 3, classes, factor)
         for bins in (10, 15):
-            for ours, norm in ((expected_calibration_error, "l1"), (maximum_calibration_error, "max")):
-                theirs = functional.multiclass_calibration_error(logits, labels, classes, bins, norm).item()
+            for ours, norm in (
+                (expected_calibration_error, "l1"),
+                (maximum_calibration_error, "max"),
+            ):
+                theirs = functional.multiclass_calibration_error(
+                    logits, labels, classes, bins, norm
+                ).item()
                 assert ours(logits, labels, bins) == pytest.approx(theirs, abs=1e-6)
 
 
@@ -135,10 +202,16 @@ def test_binned_errors_against_netcal():
         logits, labels = nature(600, 4, classes, factor)
         p = logits.softmax(1).numpy() if classes > 2 else logits.softmax(1)[:, 1].numpy()
         if classes > 2:
-            assert expected_calibration_error(logits, labels, 15) == pytest.approx(metrics.ECE(15).measure(p, labels.numpy()), abs=1e-9)
-            assert maximum_calibration_error(logits, labels, 15) == pytest.approx(metrics.MCE(15).measure(p, labels.numpy()), abs=1e-9)
+            assert expected_calibration_error(logits, labels, 15) == pytest.approx(
+                metrics.ECE(15).measure(p, labels.numpy()), abs=1e-9
+            )
+            assert maximum_calibration_error(logits, labels, 15) == pytest.approx(
+                metrics.MCE(15).measure(p, labels.numpy()), abs=1e-9
+            )
         else:  # netcal bins the probability of class 1; so does one class of ours
-            assert classwise_calibration_error(logits, labels, 16) == pytest.approx(metrics.ECE(16).measure(p, labels.numpy()), abs=1e-9)
+            assert classwise_calibration_error(logits, labels, 16) == pytest.approx(
+                metrics.ECE(16).measure(p, labels.numpy()), abs=1e-9
+            )
 
 
 def test_scores_against_scikit_learn():
@@ -156,7 +229,10 @@ def test_scores_against_scikit_learn():
 def test_any_type_gives_the_value_of_its_own_numbers(dtype):
     logits, labels = nature(300, 6)
     logits = (3 * logits).to(dtype)
-    found, expected = calibration_metrics(logits, labels), calibration_metrics(logits.double(), labels)
+    found, expected = (
+        calibration_metrics(logits, labels),
+        calibration_metrics(logits.double(), labels),
+    )
     assert found == expected
     assert calibration_metrics(logits.double().numpy(), labels.numpy()) == expected
 
@@ -175,7 +251,14 @@ def test_no_float64_copy_of_all_logits_is_made(monkeypatch):
     largest = []
     for name in ("to", "double", "exp", "max", "softmax"):
         original = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, original=original, **k: (largest.append(self.numel()), original(self, *a, **k))[1])
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda self, *a, original=original, **k: (
+                largest.append(self.numel()),
+                original(self, *a, **k),
+            )[1],
+        )
     monkeypatch.setattr(calibration, "BLOCK_ENTRIES", 2**14)
     logits, labels = nature(3000, 8, classes=40)
     largest.clear()
@@ -201,16 +284,29 @@ def test_perfect_model_has_a_debiased_square_of_zero_and_a_plain_error_that_fall
 def test_miscalibration_is_found_without_bias():
     big = nature(400_000, 9, factor=3.0)
     true = debiased_squared_calibration_error(*big)
-    runs = np.array([debiased_squared_calibration_error(*nature(300, 2000 + run, factor=3.0)) for run in range(150)])
+    runs = np.array(
+        [
+            debiased_squared_calibration_error(*nature(300, 2000 + run, factor=3.0))
+            for run in range(150)
+        ]
+    )
     assert abs(runs.mean() - true) < 4 * runs.std() / math.sqrt(150)
 
 
 # --- properties
 
-CASES = st.integers(2, 5).flatmap(lambda classes: st.integers(2, 40).flatmap(lambda rows: st.tuples(
-    arrays(np.float64, (rows, classes), elements=st.floats(-20, 20).map(lambda value: round(value, 3) + 0.0007)),
-    arrays(np.int64, (rows,), elements=st.integers(0, classes - 1)),
-)))
+CASES = st.integers(2, 5).flatmap(
+    lambda classes: st.integers(2, 40).flatmap(
+        lambda rows: st.tuples(
+            arrays(
+                np.float64,
+                (rows, classes),
+                elements=st.floats(-20, 20).map(lambda value: round(value, 3) + 0.0007),
+            ),
+            arrays(np.int64, (rows,), elements=st.integers(0, classes - 1)),
+        )
+    )
+)
 
 
 @settings(deadline=None, max_examples=60)
@@ -221,7 +317,9 @@ def test_ranges(case):
         if name == "confidence_auroc" and math.isnan(value):
             assert top_label(*case)[1].mean() in (0, 1)
             continue
-        low, high = {"overconfidence": (-1, 1), "brier": (0, 2), "nll": (0, math.inf)}.get(name, (0, 1))
+        low, high = {"overconfidence": (-1, 1), "brier": (0, 2), "nll": (0, math.inf)}.get(
+            name, (0, 1)
+        )
         assert low - 1e-12 <= value <= high + 1e-12, name
     assert abs(found["overconfidence"]) <= min(found["ece"], found["adaptive_ece"]) + 1e-12
     assert found["ece"] <= found["mce"] + 1e-12
@@ -235,27 +333,39 @@ def test_constants_and_the_names_of_classes_do_not_matter(case, constant, random
     # keep away from bin edges and ties, where rounding decides
     p = torch.from_numpy(logits).softmax(1).numpy()
     p_sorted = np.sort(p, axis=1)
-    if np.abs(p * 15 - np.round(p * 15)).min() < 1e-6 or (p_sorted[:, -1] - p_sorted[:, -2]).min() < 1e-9:
+    if (
+        np.abs(p * 15 - np.round(p * 15)).min() < 1e-6
+        or (p_sorted[:, -1] - p_sorted[:, -2]).min() < 1e-9
+    ):
         return
     if np.diff(np.sort(p.max(1))).min(initial=1) < 1e-9:
         return
     whole = calibration_metrics(logits, labels)
     shifts = constant * np.arange(len(labels))[:, None] / len(labels)
-    assert calibration_metrics(logits + shifts, labels) == pytest.approx(whole, abs=1e-8, nan_ok=True)
+    assert calibration_metrics(logits + shifts, labels) == pytest.approx(
+        whole, abs=1e-8, nan_ok=True
+    )
     order = list(range(logits.shape[1]))
     random.shuffle(order)
     renamed = np.argsort(order)[labels]
-    assert calibration_metrics(logits[:, order], renamed) == pytest.approx(whole, abs=1e-8, nan_ok=True)
+    assert calibration_metrics(logits[:, order], renamed) == pytest.approx(
+        whole, abs=1e-8, nan_ok=True
+    )
 
 
 @settings(deadline=None, max_examples=40)
 @given(CASES, st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_does_not_matter_even_with_equal_confidences(case, random):
-    logits, labels = np.concatenate([case[0], case[0]]), np.concatenate([case[1], (case[1] + 1) % case[0].shape[1]])
+    logits, labels = (
+        np.concatenate([case[0], case[0]]),
+        np.concatenate([case[1], (case[1] + 1) % case[0].shape[1]]),
+    )
     order = list(range(len(labels)))
     random.shuffle(order)
     whole = calibration_metrics(logits, labels)
-    assert calibration_metrics(logits[order], labels[order]) == pytest.approx(whole, abs=1e-9, nan_ok=True)
+    assert calibration_metrics(logits[order], labels[order]) == pytest.approx(
+        whole, abs=1e-9, nan_ok=True
+    )
 
 
 def test_confidence_measures_ignore_a_temperature_for_two_classes():
@@ -275,10 +385,16 @@ def test_input_that_allows_no_number_is_refused(metric):
     hole, pit = logits.clone(), logits.clone()
     hole[17, 1], pit[3, 0] = torch.nan, -torch.inf
     faults = [
-        (logits.softmax(1), labels, "probabilities"), (torch.eye(3)[labels], labels, "probabilities"),
-        (hole, labels, "NaN or infinity, first in row 17"), (pit, labels, "NaN or infinity, first in row 3"),
-        (logits[:, :1], labels, "two classes"), (logits[:0], labels[:0], "empty"), (logits[0], labels[:1], r"\(N, C\)"),
-        (logits, labels + 1, r"0\.\.2"), (logits, labels - 1, r"0\.\.2"), (logits, labels[:5], "shape"),
+        (logits.softmax(1), labels, "probabilities"),
+        (torch.eye(3)[labels], labels, "probabilities"),
+        (hole, labels, "NaN or infinity, first in row 17"),
+        (pit, labels, "NaN or infinity, first in row 3"),
+        (logits[:, :1], labels, "two classes"),
+        (logits[:0], labels[:0], "empty"),
+        (logits[0], labels[:1], r"\(N, C\)"),
+        (logits, labels + 1, r"0\.\.2"),
+        (logits, labels - 1, r"0\.\.2"),
+        (logits, labels[:5], "shape"),
         (logits, labels.double(), "integers"),
     ]
     for wrong_logits, wrong_labels, message in faults:
@@ -289,8 +405,14 @@ def test_input_that_allows_no_number_is_refused(metric):
 @pytest.mark.parametrize("bins", [0, -3, 2.5, True, "15"])
 def test_bins_must_be_a_positive_integer(bins):
     logits, labels = nature(20, 12)
-    for function in (expected_calibration_error, maximum_calibration_error, adaptive_calibration_error,
-                     classwise_calibration_error, debiased_calibration_error, calibration_metrics):
+    for function in (
+        expected_calibration_error,
+        maximum_calibration_error,
+        adaptive_calibration_error,
+        classwise_calibration_error,
+        debiased_calibration_error,
+        calibration_metrics,
+    ):
         with pytest.raises(ValueError, match="bins must be a positive integer"):
             function(logits, labels, bins)
 
@@ -326,5 +448,15 @@ def test_temperature_is_reachable_from_calibration():
 @pytest.mark.parametrize("bins", [1, 2, 7, 10, 15, 49, 1000])
 def test_bins_are_those_of_a_search_among_the_edges(bins):
     edges = np.linspace(0, 1, bins + 1)
-    near = np.concatenate([edges, np.nextafter(edges, 0), np.nextafter(edges, 1).clip(max=1), [5e-324], np.random.default_rng(0).random(10_000)])
-    np.testing.assert_array_equal(calibration.bin_numbers(near, bins), np.searchsorted(edges[1:-1], near, side="left"))
+    near = np.concatenate(
+        [
+            edges,
+            np.nextafter(edges, 0),
+            np.nextafter(edges, 1).clip(max=1),
+            [5e-324],
+            np.random.default_rng(0).random(10_000),
+        ]
+    )
+    np.testing.assert_array_equal(
+        calibration.bin_numbers(near, bins), np.searchsorted(edges[1:-1], near, side="left")
+    )

@@ -19,12 +19,23 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from lpft_nb.checkpoints import EMBEDDED_MODELS, ClassifierError, locate, model_file_hash
+from lpft_nb.models.checkpoints import EMBEDDED_MODELS, ClassifierError, locate, model_file_hash
 from lpft_nb.classifier import (
-    POOLINGS, Classifier, backbone_class, features_of, learned_positions, logits_of, pad_encoded, pool, positions_from_mask,
-    reset_head, set_head, text_rows, unpad,
+    POOLINGS,
+    Classifier,
+    backbone_class,
+    features_of,
+    learned_positions,
+    logits_of,
+    pad_encoded,
+    pool,
+    positions_from_mask,
+    reset_head,
+    set_head,
+    text_rows,
+    unpad,
 )
-from lpft_nb.configuration import ClassifierConfig
+from lpft_nb.models.configuration import ClassifierConfig
 
 TEXTS = [
     "the cat sat",
@@ -32,7 +43,11 @@ TEXTS = [
     "find",
     "compute the norm of an array",
 ]
-POOLING = dict.fromkeys(ARCHITECTURES, "cls") | dict.fromkeys(("gpt2", "gpt-neox", "llama", "qwen2"), "last") | {"t5": "mean"}
+POOLING = (
+    dict.fromkeys(ARCHITECTURES, "cls")
+    | dict.fromkeys(("gpt2", "gpt-neox", "llama", "qwen2"), "last")
+    | {"t5": "mean"}
+)
 TOLERANCE = dict(rtol=0, atol=1e-9)
 
 
@@ -52,11 +67,19 @@ def test_features_do_not_depend_on_padding_or_neighbours(tiny_model, architectur
         expected = alone(model, encoded)
         for side in ("right", "left"):
             for pad_token_id in (1, 7):
-                assert_close(model.features(**pad_encoded(encoded, pad_token_id, side)), expected, **TOLERANCE)
+                assert_close(
+                    model.features(**pad_encoded(encoded, pad_token_id, side)),
+                    expected,
+                    **TOLERANCE,
+                )
         swapped = [encoded[2], encoded[1]]
-        assert_close(model.features(**pad_encoded(swapped, 1, "left")), expected[[2, 1]], **TOLERANCE)
+        assert_close(
+            model.features(**pad_encoded(swapped, 1, "left")), expected[[2, 1]], **TOLERANCE
+        )
     assert expected.shape == (4, 16) and expected.dtype == torch.float64
-    if POOLING[architecture] != "last" or pooling != "cls":  # a decoder's first token sees nothing but itself
+    if (
+        POOLING[architecture] != "last" or pooling != "cls"
+    ):  # a decoder's first token sees nothing but itself
         assert torch.pdist(expected).min() > 1e-2
 
 
@@ -68,7 +91,9 @@ def test_features_equal_the_backbone_with_its_own_positions(tiny_model, architec
         with torch.no_grad():
             hidden = model.backbone(**batch).last_hidden_state[0]
             found = model.features(**batch)[0]
-        expected = {"cls": hidden[0], "last": hidden[-1], "mean": hidden.mean(dim=0)}[POOLING[architecture]]
+        expected = {"cls": hidden[0], "last": hidden[-1], "mean": hidden.mean(dim=0)}[
+            POOLING[architecture]
+        ]
         assert_close(found, expected, **TOLERANCE)
 
 
@@ -76,14 +101,20 @@ def test_features_of_pairs_do_not_depend_on_padding(tiny_model, architecture):
     model = tiny_model(architecture)
     encoded = model.encode(list(zip(TEXTS, reversed(TEXTS))))
     with torch.no_grad():
-        assert_close(model.features(**pad_encoded(encoded, 1, "left")), alone(model, encoded), **TOLERANCE)
+        assert_close(
+            model.features(**pad_encoded(encoded, 1, "left")), alone(model, encoded), **TOLERANCE
+        )
     assert ("token_type_ids" in encoded[0]) == (architecture in ("bert", "albert", "electra"))
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert", "gpt2", "llama", "t5"])
 def test_sdpa_and_eager_attention_agree(tiny_model, architecture):
     fast = tiny_model(architecture)
-    slow = Classifier(ClassifierConfig(**{**fast.config.to_dict(), "attn_implementation": "eager"})).double().eval()
+    slow = (
+        Classifier(ClassifierConfig(**{**fast.config.to_dict(), "attn_implementation": "eager"}))
+        .double()
+        .eval()
+    )
     slow.load_state_dict(fast.state_dict())
     assert slow.backbone.config._attn_implementation == "eager"
     encoded = fast.encode(TEXTS)
@@ -109,10 +140,15 @@ def test_every_parameter_gets_a_gradient(tiny_model, architecture):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5).filter(any), min_size=1, max_size=4), st.sampled_from(POOLINGS))
+@given(
+    st.lists(st.lists(st.booleans(), min_size=5, max_size=5).filter(any), min_size=1, max_size=4),
+    st.sampled_from(POOLINGS),
+)
 def test_pool_against_a_loop(rows, pooling):
     mask = torch.tensor(rows).long()
-    hidden = torch.randn(len(rows), 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(
+        len(rows), 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     expected = []
     for states, row in zip(hidden, rows):
         kept = [state for state, keep in zip(states, row) if keep]
@@ -140,7 +176,9 @@ def test_features_survive_backbones_that_fail_on_left_padding(tiny_model):
 
 def test_learned_positions(tiny_model, architecture):
     found = learned_positions(tiny_model(architecture).backbone)
-    table = {"roberta": (2, 64), "mpnet": (2, 64)} | dict.fromkeys(("modernbert", "gpt-neox", "llama", "qwen2", "t5"), (0, None))
+    table = {"roberta": (2, 64), "mpnet": (2, 64)} | dict.fromkeys(
+        ("modernbert", "gpt-neox", "llama", "qwen2", "t5"), (0, None)
+    )
     assert found == table.get(architecture, (0, 64))
 
 
@@ -174,9 +212,13 @@ def test_loss_is_the_mean_negative_log_likelihood(tiny_model):
     model = tiny_model("bert")
     batch, labels = model.tokenize(TEXTS), torch.tensor([0, 2, 1, 2])
     output = model(**batch, labels=labels)
-    expected = -torch.stack([output.logits[i].log_softmax(0)[label] for i, label in enumerate(labels)])
+    expected = -torch.stack(
+        [output.logits[i].log_softmax(0)[label] for i, label in enumerate(labels)]
+    )
     assert_close(output.loss, expected.mean())
-    assert_close(model(**batch, labels=labels, num_items_in_batch=torch.tensor(8)).loss, expected.sum() / 8)
+    assert_close(
+        model(**batch, labels=labels, num_items_in_batch=torch.tensor(8)).loss, expected.sum() / 8
+    )
     assert model(**batch, output_attentions=None, return_dict=True).loss is None
 
 
@@ -187,7 +229,15 @@ def test_labels_out_of_range_are_errors(tiny_model, labels):
         model(**model.tokenize(TEXTS), labels=torch.tensor(labels))
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(4), torch.zeros(4, 3), torch.zeros(3, dtype=torch.long), torch.full((4, 3), 1 / 3)])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.zeros(4),
+        torch.zeros(4, 3),
+        torch.zeros(3, dtype=torch.long),
+        torch.full((4, 3), 1 / 3),
+    ],
+)
 def test_labels_of_another_form_are_errors(tiny_model, labels):
     model = tiny_model("bert")
     with pytest.raises(ValueError, match="labels must be integers"):
@@ -225,7 +275,9 @@ def test_set_head(tiny_model):
     model = tiny_model("bert")
     weight, bias = torch.randn(3, 16), torch.randn(3)
     set_head(model, weight, bias)
-    assert torch.equal(model.head.weight, weight.double()) and torch.equal(model.head.bias, bias.double())
+    assert torch.equal(model.head.weight, weight.double()) and torch.equal(
+        model.head.bias, bias.double()
+    )
     set_head(model, weight)
     assert model.head.bias.abs().max() == 0
 
@@ -290,7 +342,9 @@ def test_encode_takes_texts_pairs_and_datasets(tiny_model):
     assert model.encode(one) == model.encode(TEXTS)
     assert model.encode(two) == model.encode(list(zip(TEXTS, TEXTS[::-1])))
     assert set(model.tokenize(one)) == {"input_ids", "attention_mask", "token_type_ids"}
-    expected = model.tokenizer(TEXTS, TEXTS[::-1], padding=True, return_tensors="pt", return_token_type_ids=True)
+    expected = model.tokenizer(
+        TEXTS, TEXTS[::-1], padding=True, return_tensors="pt", return_token_type_ids=True
+    )
     for name, table in model.tokenize(two).items():
         assert torch.equal(table, expected[name])
 
@@ -298,7 +352,12 @@ def test_encode_takes_texts_pairs_and_datasets(tiny_model):
 def test_truncation_is_done_and_counted(tiny_model):
     model = tiny_model("bert", max_tokens=8)
     assert [len(example["input_ids"]) for example in model.encode(TEXTS)] == [5, 8, 3, 8]
-    assert [len(example["input_ids"]) for example in model.encode(TEXTS, max_length=6)] == [5, 6, 3, 6]
+    assert [len(example["input_ids"]) for example in model.encode(TEXTS, max_length=6)] == [
+        5,
+        6,
+        3,
+        6,
+    ]
     assert model.count_truncated(TEXTS) == 1
     assert model.count_truncated(TEXTS, max_length=7) == 2
     assert model.count_truncated(TEXTS, max_length=64) == 0
@@ -324,7 +383,11 @@ def test_impossible_lengths(tiny_model, max_length):
         ([("a", "b", "c")], ValueError, "example 0 has 3 texts"),
         (np.array(["a"]), TypeError, "expected a Dataset or a list"),
         (Dataset.from_dict({"label": [0]}), ValueError, "one or two text columns"),
-        (Dataset.from_dict({"a": ["x"], "b": ["x"], "c": ["x"]}), ValueError, "one or two text columns"),
+        (
+            Dataset.from_dict({"a": ["x"], "b": ["x"], "c": ["x"]}),
+            ValueError,
+            "one or two text columns",
+        ),
         (Dataset.from_dict({"text": ["x", None]}), TypeError, "example 1 holds NoneType"),
     ],
 )
@@ -341,7 +404,10 @@ def test_a_text_without_tokens_is_an_error(tiny_model):
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=6), min_size=1, max_size=5), st.sampled_from(("left", "right")))
+@given(
+    st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=6), min_size=1, max_size=5),
+    st.sampled_from(("left", "right")),
+)
 def test_unpad_undoes_padding(rows, side):
     encoded = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
     batch = pad_encoded(encoded, 5, side)
@@ -405,7 +471,14 @@ def test_features_of_switches_dropout_off_and_restores_every_mode(tiny_model):
     assert not expected.requires_grad and not expected.is_inference()
 
 
-@pytest.mark.parametrize("dtype, expected", [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize(
+    "dtype, expected",
+    [
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32),
+    ],
+)
 def test_features_of_returns_at_least_float32(tiny_model, dtype, expected):
     assert features_of(tiny_model("bert", dtype=dtype), TEXTS).dtype == expected
 
@@ -413,7 +486,9 @@ def test_features_of_returns_at_least_float32(tiny_model, dtype, expected):
 def test_damaged_weights_never_give_numbers(tiny_model):
     model = tiny_model("bert")
     with torch.no_grad():
-        model.backbone.embeddings.word_embeddings.weight[model.tokenizer("cat")["input_ids"][1]] = float("nan")
+        model.backbone.embeddings.word_embeddings.weight[model.tokenizer("cat")["input_ids"][1]] = (
+            float("nan")
+        )
     with pytest.raises(ValueError, match="1 of 4 rows are NaN"):
         features_of(model, TEXTS)
     with pytest.raises(ValueError, match="NaN"):
@@ -442,14 +517,28 @@ def test_saved_and_loaded_logits_are_bit_identical(tiny_model, architecture, dty
 
 
 def test_a_second_round_trip_changes_nothing(tiny_model, tmp_path):
-    model = tiny_model("bert", num_labels=2, source={"id": "somewhere", "revision": "r", "sha256": "s"})
+    model = tiny_model(
+        "bert", num_labels=2, source={"id": "somewhere", "revision": "r", "sha256": "s"}
+    )
     model.save_pretrained(tmp_path / "one")
-    one = Classifier.from_pretrained(tmp_path / "one", label_names=["no", "yes"], max_length=16, head_dropout=0.3)
+    one = Classifier.from_pretrained(
+        tmp_path / "one", label_names=["no", "yes"], max_length=16, head_dropout=0.3
+    )
     one.save_pretrained(tmp_path / "two")
     two = Classifier.from_pretrained(tmp_path / "two")
-    assert model_file_hash(tmp_path / "one") == model_file_hash(tmp_path / "two") == two.config.source["sha256"]
-    assert two.config.id2label == {0: "no", 1: "yes"} and two.max_length == 16 and two.dropout.p == 0.3
-    assert one.config.source["base"] == two.config.source["base"] == {"id": "somewhere", "revision": "r", "sha256": "s"}
+    assert (
+        model_file_hash(tmp_path / "one")
+        == model_file_hash(tmp_path / "two")
+        == two.config.source["sha256"]
+    )
+    assert (
+        two.config.id2label == {0: "no", 1: "yes"} and two.max_length == 16 and two.dropout.p == 0.3
+    )
+    assert (
+        one.config.source["base"]
+        == two.config.source["base"]
+        == {"id": "somewhere", "revision": "r", "sha256": "s"}
+    )
     assert str(tmp_path) not in (tmp_path / "two" / "config.json").read_text()
 
 
@@ -458,7 +547,11 @@ def whole_model(architecture):
     config = build_backbone_config(architecture)
     if architecture == "t5":
         return transformers.T5ForConditionalGeneration(config)
-    kind = transformers.AutoModelForCausalLM if POOLING[architecture] == "last" else transformers.AutoModelForMaskedLM
+    kind = (
+        transformers.AutoModelForCausalLM
+        if POOLING[architecture] == "last"
+        else transformers.AutoModelForMaskedLM
+    )
     return kind.from_config(config)
 
 
@@ -470,25 +563,36 @@ def test_a_backbone_loads_from_a_whole_checkpoint(architecture, tmp_path):
     model = Classifier.from_pretrained(tmp_path, num_labels=3, max_length=64)
     base = whole.encoder if architecture == "t5" else whole.base_model
     own, theirs = model.backbone.state_dict(), base.state_dict()
-    own = {name.removeprefix("encoder.") if architecture == "t5" else name: value for name, value in own.items()}
+    own = {
+        name.removeprefix("encoder.") if architecture == "t5" else name: value
+        for name, value in own.items()
+    }
     shared = set(own) & set(theirs)
     assert shared >= set(theirs) - {name for name in theirs if "pooler" in name}
     for name in shared:
         assert torch.equal(own[name], theirs[name])
-    assert model.config.source == {"id": tmp_path.name, "revision": None, "sha256": model_file_hash(tmp_path)}
+    assert model.config.source == {
+        "id": tmp_path.name,
+        "revision": None,
+        "sha256": model_file_hash(tmp_path),
+    }
     assert model.config.backbone._name_or_path == tmp_path.name
 
 
 def test_the_head_of_a_backbone_follows_the_seed(tiny_model, tmp_path):
     tiny_model("bert", dtype=torch.float32).backbone.save_pretrained(tmp_path)
-    load = lambda seed: Classifier.from_pretrained(tmp_path, num_labels=3, seed=seed, max_length=64).head.weight
+    load = lambda seed: (
+        Classifier.from_pretrained(tmp_path, num_labels=3, seed=seed, max_length=64).head.weight
+    )
     torch.manual_seed(0)
     first = load(1)
     torch.manual_seed(99)
     assert torch.equal(load(1), first) and not torch.equal(load(2), first)
     model = Classifier.from_pretrained(tmp_path, 3, max_length=64)
     assert model.tokenizer is None
-    assert model.pad([{"input_ids": [4, 5], "attention_mask": [1, 1]}])["input_ids"].tolist() == [[4, 5]]
+    assert model.pad([{"input_ids": [4, 5], "attention_mask": [1, 1]}])["input_ids"].tolist() == [
+        [4, 5]
+    ]
 
 
 def test_loading_refuses_what_does_not_fit(tiny_model, tmp_path):
@@ -512,7 +616,12 @@ def test_loading_refuses_what_does_not_fit(tiny_model, tmp_path):
         Classifier.from_pretrained(backbone, num_labels=2)
     with pytest.raises(ValueError, match="attention must be one of"):
         Classifier.from_pretrained(backbone, num_labels=2, attention="flash")
-    assert Classifier.from_pretrained(backbone, label_names=["a", "b"], max_length=64).config.num_labels == 2
+    assert (
+        Classifier.from_pretrained(
+            backbone, label_names=["a", "b"], max_length=64
+        ).config.num_labels
+        == 2
+    )
 
 
 @pytest.mark.parametrize("part", ["backbone", "head"])
@@ -525,7 +634,11 @@ def test_missing_or_misshapen_weights_are_refused(tiny_model, tmp_path, part):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ClassifierError, match=f"lacks 1 weights .*{name}"):
         Classifier.from_pretrained(tmp_path)
-    save_file({**weights, name: tensor[:1].clone()}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**weights, name: tensor[:1].clone()},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(ClassifierError, match=name):
         Classifier.from_pretrained(tmp_path)
 
@@ -565,7 +678,9 @@ def test_code_of_a_checkpoint_runs_only_when_asked(tiny_model, tmp_path):
         "class OwnModel(BertModel):\n    config_class = OwnConfig\n"
     )
     config = json.loads((tmp_path / "config.json").read_text())
-    config.update(model_type="own", auto_map={"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"})
+    config.update(
+        model_type="own", auto_map={"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    )
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ClassifierError, match="trust_remote_code"):
         Classifier.from_pretrained(tmp_path, num_labels=3, max_length=32)
@@ -576,9 +691,13 @@ def test_attention_is_chosen_when_loading(tiny_model, architecture, attention, t
     tiny_model(architecture).save_pretrained(tmp_path)
     expected = "eager" if architecture in ("mpnet", "deberta-v2") else attention
     saved = Classifier.from_pretrained(tmp_path, attention=attention)
-    automatic = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation=attention)
+    automatic = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, attn_implementation=attention
+    )
     Classifier.from_pretrained(tmp_path).backbone.save_pretrained(tmp_path / "backbone")
-    fresh = Classifier.from_pretrained(tmp_path / "backbone", num_labels=2, attention=attention, max_length=32)
+    fresh = Classifier.from_pretrained(
+        tmp_path / "backbone", num_labels=2, attention=attention, max_length=32
+    )
     for model in (saved, automatic, fresh):
         assert model.backbone.config._attn_implementation == expected
 
@@ -594,11 +713,17 @@ def test_shards_are_hashed_and_loaded(tiny_model, tmp_path):
     assert model_file_hash(tmp_path) != again.config.source["sha256"]
 
 
-@pytest.mark.parametrize("eos, unk, expected", [("</s>", "<unk>", "</s>"), (None, "<unk>", "<unk>")])
-def test_a_tokenizer_without_padding_token_borrows_one(tiny_model, tmp_path, caplog, eos, unk, expected):
+@pytest.mark.parametrize(
+    "eos, unk, expected", [("</s>", "<unk>", "</s>"), (None, "<unk>", "<unk>")]
+)
+def test_a_tokenizer_without_padding_token_borrows_one(
+    tiny_model, tmp_path, caplog, eos, unk, expected
+):
     model = tiny_model("gpt2", dtype=torch.float32)
     model.backbone.save_pretrained(tmp_path)
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=build_tokenizer()._tokenizer, eos_token=eos, unk_token=unk)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=build_tokenizer()._tokenizer, eos_token=eos, unk_token=unk
+    )
     tokenizer.save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO, "lpft_nb"):
         loaded = Classifier.from_pretrained(tmp_path, num_labels=3, max_length=64)
@@ -622,8 +747,11 @@ def test_push_to_hub_sends_model_and_tokenizer(tiny_model, tmp_path, monkeypatch
     monkeypatch.setattr(hub, "hf_api", lambda *_, **__: Api())
     monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *_, **__: Card())
     monkeypatch.setattr(
-        Classifier, "_upload_modified_files",
-        lambda self, folder, *_, **__: sent.update(files={path.name for path in Path(folder).iterdir()}),
+        Classifier,
+        "_upload_modified_files",
+        lambda self, folder, *_, **__: sent.update(
+            files={path.name for path in Path(folder).iterdir()}
+        ),
     )
     model = tiny_model("bert")
     needed = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -649,13 +777,25 @@ def test_a_hub_model_is_fetched_as_safetensors_only(tiny_model, tmp_path, monkey
         return str(tmp_path / "0a1b")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    model = Classifier.from_pretrained("someone/bert", num_labels=2, max_length=64, revision="main", token="secret")
+    model = Classifier.from_pretrained(
+        "someone/bert", num_labels=2, max_length=64, revision="main", token="secret"
+    )
     assert model.config.source["id"] == "someone/bert" and model.config.source["revision"] == "0a1b"
-    assert asked["name"] == "someone/bert" and asked["revision"] == "main" and asked["token"] == "secret"
+    assert (
+        asked["name"] == "someone/bert"
+        and asked["revision"] == "main"
+        and asked["token"] == "secret"
+    )
     assert not any("bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"])
 
 
-@pytest.mark.parametrize("name, hint", [("minlm", "did you mean the embedded 'minilm'"), ("no/such-model", "Check the name and the network")])
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("minlm", "did you mean the embedded 'minilm'"),
+        ("no/such-model", "Check the name and the network"),
+    ],
+)
 def test_an_unknown_name_is_explained(name, hint):
     with pytest.raises(ClassifierError, match=hint):
         Classifier.from_pretrained(name, num_labels=2)
@@ -674,14 +814,20 @@ def test_the_embedded_model(embedded_model):
     model = Classifier.from_pretrained(embedded_model, num_labels=3, pooling="mean")
     directory, source = locate(embedded_model)
     assert source["sha256"] == model_file_hash(directory) == EMBEDDED_MODELS["minilm"]["sha256"]
-    assert model.config.source == source and model.config.hidden_size == 384 and model.max_length == 128
+    assert (
+        model.config.source == source
+        and model.config.hidden_size == 384
+        and model.max_length == 128
+    )
     assert sum(parameter.numel() for parameter in model.backbone.parameters()) == 22_565_376
     other = transformers.AutoModel.from_pretrained(directory).eval()
     batch = model.tokenize(TEXTS)
     with torch.no_grad():
         hidden = other(**batch).last_hidden_state
     weights = batch["attention_mask"][..., None]
-    assert_close(features_of(model, TEXTS), (hidden * weights).sum(1) / weights.sum(1), rtol=0, atol=1e-5)
+    assert_close(
+        features_of(model, TEXTS), (hidden * weights).sum(1) / weights.sum(1), rtol=0, atol=1e-5
+    )
 
 
 def test_a_real_decoder(shared_models):
@@ -728,7 +874,10 @@ def test_configuration_round_trip(tiny_model, tmp_path):
     config.save_pretrained(tmp_path)
     again = ClassifierConfig.from_pretrained(tmp_path)
     assert type(again.backbone) is transformers.T5Config
-    assert again.to_dict() == {**config.to_dict(), "transformers_version": again.to_dict()["transformers_version"]}
+    assert again.to_dict() == {
+        **config.to_dict(),
+        "transformers_version": again.to_dict()["transformers_version"],
+    }
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "lpft_classifier"
     assert copy.deepcopy(config).to_dict() == config.to_dict()
 
@@ -743,26 +892,42 @@ def test_an_image_model_is_no_backbone():
 def test_the_trainer_moves_every_parameter(tiny_model, architecture, checkpointing, tmp_path):
     model = tiny_model(architecture, dtype=torch.float32, head_dropout=0.0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    examples = [{**example, "labels": index % 3} for index, example in enumerate(model.encode(TEXTS))]
+    examples = [
+        {**example, "labels": index % 3} for index, example in enumerate(model.encode(TEXTS))
+    ]
 
     def collate(rows):
         batch = model.pad([{name: row[name] for name in row if name != "labels"} for row in rows])
         return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
 
     arguments = transformers.TrainingArguments(
-        tmp_path, max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, report_to=[],
-        save_strategy="no", use_cpu=True, disable_tqdm=True, weight_decay=0.1,
+        tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        weight_decay=0.1,
     )
     if checkpointing:
         model.gradient_checkpointing_enable()
     trainer = transformers.Trainer(model, arguments, train_dataset=examples, data_collator=collate)
     trainer.train()
-    assert [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])] == []
+    assert [
+        name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])
+    ] == []
     trainer.save_model(tmp_path / "saved")
-    assert torch.equal(logits_of(Classifier.from_pretrained(tmp_path / "saved"), TEXTS), logits_of(model, TEXTS))
+    assert torch.equal(
+        logits_of(Classifier.from_pretrained(tmp_path / "saved"), TEXTS), logits_of(model, TEXTS)
+    )
 
 
-@pytest.mark.parametrize("architecture, targets", [("bert", ["query", "value"]), ("llama", ["q_proj", "v_proj"])])
+@pytest.mark.parametrize(
+    "architecture, targets", [("bert", ["query", "value"]), ("llama", ["q_proj", "v_proj"])]
+)
 @pytest.mark.parametrize("task_type", [None, "SEQ_CLS"])
 def test_peft_wraps_a_classifier(tiny_model, architecture, targets, task_type, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -770,10 +935,15 @@ def test_peft_wraps_a_classifier(tiny_model, architecture, targets, task_type, t
     model = tiny_model(architecture, dtype=torch.float32)
     start = logits_of(model, TEXTS)
     original = copy.deepcopy(model)
-    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=targets, modules_to_save=["head"], task_type=task_type))
+    wrapped = get_peft_model(
+        model,
+        LoraConfig(r=2, target_modules=targets, modules_to_save=["head"], task_type=task_type),
+    )
     assert_close(logits_of(wrapped, TEXTS), start)
     batch, labels = model.tokenize(TEXTS), torch.tensor([0, 1, 2, 0])
-    optimiser = torch.optim.SGD([parameter for parameter in wrapped.parameters() if parameter.requires_grad], lr=1.0)
+    optimiser = torch.optim.SGD(
+        [parameter for parameter in wrapped.parameters() if parameter.requires_grad], lr=1.0
+    )
     for _ in range(2):
         optimiser.zero_grad()
         wrapped(**batch, labels=labels).loss.backward()

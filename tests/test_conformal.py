@@ -11,7 +11,14 @@ from scipy.stats import beta, binomtest, kstest
 from test_calibration import nature
 
 from lpft_nb.conformal import (
-    SCORES, ConformalError, binomial_interval, conformal_rank, conformity_scores, coverage_range, fit_conformal, judge_sets,
+    SCORES,
+    ConformalError,
+    binomial_interval,
+    conformal_rank,
+    conformity_scores,
+    coverage_range,
+    fit_conformal,
+    judge_sets,
 )
 
 
@@ -20,7 +27,9 @@ from lpft_nb.conformal import (
 def test_rank_by_exact_arithmetic(examples, percent):
     rank = -(-(examples + 1) * percent // 100)
     if rank > examples:
-        with pytest.raises(ConformalError, match=f"at least {-(-percent // (100 - percent))} calibration"):
+        with pytest.raises(
+            ConformalError, match=f"at least {-(-percent // (100 - percent))} calibration"
+        ):
             conformal_rank(examples, percent / 100)
     else:
         assert conformal_rank(examples, percent / 100) == rank
@@ -29,8 +38,13 @@ def test_rank_by_exact_arithmetic(examples, percent):
 def test_scores_against_a_loop():
     logits = nature(40, 1, 5)[0]
     p = logits.softmax(1).numpy()
-    adaptive, threshold = (conformity_scores(logits, score, (0,)) for score in ("adaptive", "threshold"))
-    randomised, uniform = conformity_scores(logits, "randomised", (3, 1)), np.random.default_rng((3, 1)).random(40)
+    adaptive, threshold = (
+        conformity_scores(logits, score, (0,)) for score in ("adaptive", "threshold")
+    )
+    randomised, uniform = (
+        conformity_scores(logits, "randomised", (3, 1)),
+        np.random.default_rng((3, 1)).random(40),
+    )
     for row in range(40):
         for k in range(5):
             before = sum(p[row, j] for j in range(5) if p[row, j] > p[row, k])
@@ -74,16 +88,24 @@ def test_sets_cover_at_least_what_was_asked(score, coverage):
 
 def test_adaptive_sets_hold_the_prediction_and_grow_with_coverage():
     logits, labels = nature(500, 4, 6)
-    smaller, larger = (fit_conformal(logits[:200], labels[:200], coverage).apply(logits[200:]) for coverage in (0.7, 0.95))
+    smaller, larger = (
+        fit_conformal(logits[:200], labels[:200], coverage).apply(logits[200:])
+        for coverage in (0.7, 0.95)
+    )
     assert smaller[torch.arange(300), logits[200:].argmax(1)].all()
     assert (larger | ~smaller).all() and larger.sum() > smaller.sum()
     p = logits[200:].softmax(1)
-    assert not (~smaller & (p > torch.where(smaller, p, 2.0).amin(1, keepdim=True))).any()  # the most probable classes
+    assert not (
+        ~smaller & (p > torch.where(smaller, p, 2.0).amin(1, keepdim=True))
+    ).any()  # the most probable classes
 
 
 def test_randomised_sets_are_reproducible():
     logits, labels = nature(300, 5, 6)
-    rules = [fit_conformal(logits[:100], labels[:100], 0.9, "randomised", seed=seed) for seed in (1, 1, 2)]
+    rules = [
+        fit_conformal(logits[:100], labels[:100], 0.9, "randomised", seed=seed)
+        for seed in (1, 1, 2)
+    ]
     assert torch.equal(rules[0].apply(logits), rules[1].apply(logits))
     assert not torch.equal(rules[0].apply(logits), rules[2].apply(logits))
 
@@ -92,10 +114,18 @@ def test_judge_sets_by_hand():
     sets = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0], [1, 1, 1]], dtype=torch.bool)
     found = judge_sets(sets, torch.tensor([0, 2, 1, 1]))
     expected = binomtest(2, 4).proportion_ci(0.95, method="exact")
-    assert found == pytest.approx({
-        "coverage": 0.5, "coverage_low": expected.low, "coverage_high": expected.high, "coverage_worst_class": 0.0,
-        "mean_size": 1.5, "share_empty": 0.25, "share_single": 0.25,
-    }, abs=1e-9)
+    assert found == pytest.approx(
+        {
+            "coverage": 0.5,
+            "coverage_low": expected.low,
+            "coverage_high": expected.high,
+            "coverage_worst_class": 0.0,
+            "mean_size": 1.5,
+            "share_empty": 0.25,
+            "share_single": 0.25,
+        },
+        abs=1e-9,
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -103,7 +133,9 @@ def test_judge_sets_by_hand():
 def test_binomial_interval_against_scipy(examples, hits, level):
     hits = min(hits, examples)
     expected = binomtest(hits, examples).proportion_ci(level, method="exact")
-    assert binomial_interval(hits, examples, level) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert binomial_interval(hits, examples, level) == pytest.approx(
+        (expected.low, expected.high), abs=1e-9
+    )
 
 
 def test_range_of_coverage():

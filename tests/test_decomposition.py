@@ -1,4 +1,5 @@
 """Statistics of kernels and first-order predictions: brute force, closed forms, laws of scale, faults."""
+
 import math
 
 import numpy as np
@@ -8,12 +9,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpft_nb.decomposition import (
-    block_trace_norms, check_kernel, check_square, class_block_trace_norms, class_targets, condition_number, default_threshold,
-    diagonal_excess, effective_dimension, eigenvalues, frobenius_norm, ft_ratio, kernel_statistics, kernel_target_alignment,
-    normalised_spectrum, numerical_rank, residuals, singular_values,
+    block_trace_norms,
+    check_kernel,
+    check_square,
+    class_block_trace_norms,
+    class_targets,
+    condition_number,
+    default_threshold,
+    diagonal_excess,
+    effective_dimension,
+    eigenvalues,
+    frobenius_norm,
+    ft_ratio,
+    kernel_statistics,
+    kernel_target_alignment,
+    normalised_spectrum,
+    numerical_rank,
+    residuals,
+    singular_values,
 )
 from lpft_nb.one_step import (
-    block_spectral_norms, feature_change_bound, head_norm_bound, linear_model_kernels, predict_feature_step, predict_step,
+    block_spectral_norms,
+    feature_change_bound,
+    head_norm_bound,
+    linear_model_kernels,
+    predict_feature_step,
+    predict_step,
 )
 
 FEW = settings(deadline=None, max_examples=25)
@@ -29,7 +50,9 @@ def psd(examples=5, classes=3, rank=9, seed=0):
     return (factor @ factor.T).reshape(examples, classes, examples, classes)
 
 
-kernels = st.builds(psd, st.integers(2, 6), st.integers(2, 4), st.integers(1, 8), st.integers(0, 10_000))
+kernels = st.builds(
+    psd, st.integers(2, 6), st.integers(2, 4), st.integers(1, 8), st.integers(0, 10_000)
+)
 
 
 # --- brute force on tiny classifiers
@@ -39,8 +62,19 @@ def jacobian(model, batch, output):
     "Derivatives (N, K, parameters) of an output by the parameters of the backbone, by autograd, one number at a time."
     parameters = [p for p in model.backbone.parameters() if p.requires_grad]
     values = output(batch)
-    rows = [torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True) for value in values.flatten()]
-    flat = [torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(row, parameters)]) for row in rows]
+    rows = [
+        torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        for value in values.flatten()
+    ]
+    flat = [
+        torch.cat(
+            [
+                torch.zeros_like(p).flatten() if g is None else g.flatten()
+                for g, p in zip(row, parameters)
+            ]
+        )
+        for row in rows
+    ]
     return torch.stack(flat).reshape(*values.shape, -1)
 
 
@@ -54,23 +88,39 @@ def case(tiny_model):
     model = tiny_model("bert", num_labels=3)
     with torch.no_grad():
         model.head.weight.mul_(10)
-    texts = ["sparse matrix norm", "a graph of trees and nodes", "the film was great", "draw a random sample", "filter the signal wave"]
-    train, new = model.tokenize(texts), model.tokenize(["dense tensor", "a dull movie", "solve for the value of edge"])
+    texts = [
+        "sparse matrix norm",
+        "a graph of trees and nodes",
+        "the film was great",
+        "draw a random sample",
+        "filter the signal wave",
+    ]
+    train, new = (
+        model.tokenize(texts),
+        model.tokenize(["dense tensor", "a dull movie", "solve for the value of edge"]),
+    )
     features = {}
     for name, batch in (("train", train), ("new", new)):
         features[name] = jacobian(model, batch, lambda b: model.features(**b))
     weight = model.head.weight.detach().clone()
-    through_head = {name: torch.einsum("ch,nhp->ncp", weight, table) for name, table in features.items()}
+    through_head = {
+        name: torch.einsum("ch,nhp->ncp", weight, table) for name, table in features.items()
+    }
     with torch.no_grad():
         phi = {"train": model.features(**train), "new": model.features(**new)}
     identity = torch.eye(3, dtype=torch.float64)
     return dict(
-        model=model, train=train, new=new, labels=torch.tensor([0, 1, 2, 0, 1]), weight=weight,
+        model=model,
+        train=train,
+        new=new,
+        labels=torch.tensor([0, 1, 2, 0, 1]),
+        weight=weight,
         P=torch.einsum("nm,cd->ncmd", phi["train"] @ phi["train"].T + 1, identity),
         F=inner(through_head["train"], through_head["train"]),
         P_new=torch.einsum("nm,cd->ncmd", phi["new"] @ phi["train"].T + 1, identity),
         F_new=inner(through_head["new"], through_head["train"]),
-        features_new=inner(features["new"], features["train"]), phi=phi,
+        features_new=inner(features["new"], features["train"]),
+        phi=phi,
     )
 
 
@@ -95,7 +145,10 @@ def test_one_step_of_a_transformer_is_first_order(case):
         errors["logits"].append((change - predicted).norm().item())
         predicted = predict_feature_step(case["features_new"], case["weight"], delta, rate)
         errors["features"].append((moved - predicted).norm().item())
-        assert errors["logits"][-1] < 0.1 * change.norm() and errors["features"][-1] < 0.1 * moved.norm()
+        assert (
+            errors["logits"][-1] < 0.1 * change.norm()
+            and errors["features"][-1] < 0.1 * moved.norm()
+        )
     model.load_state_dict(state)
     for values in errors.values():
         assert np.polyfit(np.log(rates), np.log(values), 1)[0] == pytest.approx(2, abs=0.1)
@@ -119,7 +172,12 @@ def test_f_grows_with_the_square_of_the_head(case, scale):
     table = jacobian(model, case["train"], lambda b: model(**b).logits)
     with torch.no_grad():
         model.head.weight.copy_(case["weight"])
-    torch.testing.assert_close(inner(table, table), scale**2 * case["F"], rtol=1e-9, atol=1e-9 * case["F"].abs().max().item())
+    torch.testing.assert_close(
+        inner(table, table),
+        scale**2 * case["F"],
+        rtol=1e-9,
+        atol=1e-9 * case["F"].abs().max().item(),
+    )
 
 
 def test_rank_of_a_real_p_is_a_multiple_of_the_classes_and_ranks_agree_with_numpy(case):
@@ -156,8 +214,12 @@ def test_spectrum_norm_and_rank(kernel):
 @given(kernels, st.floats(1e-3, 1e3))
 def test_laws_of_scale(kernel, scale):
     target = randn(*kernel.shape[:2], seed=1)
-    assert kernel_target_alignment(scale * kernel, target) == pytest.approx(kernel_target_alignment(kernel, 7 * target), abs=1e-9)
-    assert effective_dimension(scale * kernel, scale) == pytest.approx(effective_dimension(kernel, 1.0), rel=1e-9)
+    assert kernel_target_alignment(scale * kernel, target) == pytest.approx(
+        kernel_target_alignment(kernel, 7 * target), abs=1e-9
+    )
+    assert effective_dimension(scale * kernel, scale) == pytest.approx(
+        effective_dimension(kernel, 1.0), rel=1e-9
+    )
     assert numerical_rank(scale * kernel) == numerical_rank(kernel)
     assert -1e-12 <= kernel_target_alignment(kernel, target) <= 1 + 1e-12
     assert 0 <= effective_dimension(kernel, 1e-3) <= numerical_rank(kernel) + 1e-6
@@ -165,20 +227,30 @@ def test_laws_of_scale(kernel, scale):
 
 def test_rectangular_kernels():
     kernel = randn(3, 2, 5, 2)
-    np.testing.assert_allclose(singular_values(kernel), np.linalg.svd(kernel.reshape(6, 10).numpy())[1])
+    np.testing.assert_allclose(
+        singular_values(kernel), np.linalg.svd(kernel.reshape(6, 10).numpy())[1]
+    )
     assert default_threshold(kernel) == 10 * torch.finfo(torch.float64).eps
     assert default_threshold(kernel.float()) == 10 * torch.finfo(torch.float32).eps
     assert block_trace_norms(kernel).shape == (3, 5)
 
 
 def test_ft_ratio_equals_the_double_loop_also_on_new_examples():
-    P, F, delta = psd(4, 3, seed=1), psd(4, 3, seed=2), residuals(randn(4, 3, seed=3), torch.tensor([0, 1, 2, 0]))
+    P, F, delta = (
+        psd(4, 3, seed=1),
+        psd(4, 3, seed=2),
+        residuals(randn(4, 3, seed=3), torch.tensor([0, 1, 2, 0])),
+    )
     for rows in (range(4), range(2)):
         terms = []
         for n in rows:
             whole = sum((P + F)[n, :, i] @ delta[i] for i in range(4))
-            terms.append((sum(F[n, :, i] @ delta[i] for i in range(4)).norm() / whole.norm()).item())
-        assert ft_ratio(P[rows.start:rows.stop], F[rows.start:rows.stop], delta) == pytest.approx(np.mean(terms), rel=1e-12)
+            terms.append(
+                (sum(F[n, :, i] @ delta[i] for i in range(4)).norm() / whole.norm()).item()
+            )
+        assert ft_ratio(
+            P[rows.start : rows.stop], F[rows.start : rows.stop], delta
+        ) == pytest.approx(np.mean(terms), rel=1e-12)
 
 
 def test_ft_ratio_may_exceed_one():
@@ -201,7 +273,9 @@ def test_residuals_are_the_negative_gradient_and_bounded():
 def test_block_norms_and_their_class_means():
     kernel, labels = psd(6, 3, seed=4), torch.tensor([0, 0, 1, 1, 2, 2])
     norms = block_trace_norms(kernel)
-    by_hand = torch.tensor([[np.linalg.norm(kernel[n, :, m].numpy(), "nuc") for m in range(6)] for n in range(6)])
+    by_hand = torch.tensor(
+        [[np.linalg.norm(kernel[n, :, m].numpy(), "nuc") for m in range(6)] for n in range(6)]
+    )
     torch.testing.assert_close(norms, by_hand)
     table = class_block_trace_norms(kernel, labels)
     assert table[0, 2].item() == pytest.approx(norms[:2, 4:].mean().item())
@@ -215,7 +289,9 @@ def test_block_norms_and_their_class_means():
 def test_alignment_and_condition_closed_forms():
     target = class_targets(torch.tensor([0, 1, 2]), 3)
     assert target.sum(dim=1).abs().max() < 1e-15
-    assert kernel_target_alignment(torch.einsum("nc,md->ncmd", target, target), target) == pytest.approx(1)
+    assert kernel_target_alignment(
+        torch.einsum("nc,md->ncmd", target, target), target
+    ) == pytest.approx(1)
     identity = torch.eye(9).double().reshape(3, 3, 3, 3)
     assert kernel_target_alignment(identity, target) == pytest.approx(1 / 3)
     diagonal = torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.5]).double()).reshape(2, 2, 2, 2)
@@ -227,12 +303,17 @@ def test_alignment_and_condition_closed_forms():
 def test_statistics_in_one_table(case):
     with torch.no_grad():
         delta = residuals(case["model"](**case["train"]).logits, case["labels"])
-    table = kernel_statistics(case["P"], case["F"], delta, case["labels"]).set_index(["kernel", "statistic"])["value"]
+    table = kernel_statistics(case["P"], case["F"], delta, case["labels"]).set_index(
+        ["kernel", "statistic"]
+    )["value"]
     assert not table.index.duplicated().any() and not table.isna().any()
     assert table["P+F", "ft_ratio"] == ft_ratio(case["P"], case["F"], delta)
     assert table["P+F", "frobenius_norm"] == frobenius_norm(case["P"] + case["F"])
     single = kernel_statistics(case["P"].float(), case["F"].float(), delta, case["labels"])
-    assert single.set_index(["kernel", "statistic"])["value"]["P+F", "rank_threshold"] == 15 * torch.finfo(torch.float32).eps
+    assert (
+        single.set_index(["kernel", "statistic"])["value"]["P+F", "rank_threshold"]
+        == 15 * torch.finfo(torch.float32).eps
+    )
 
 
 # --- one step
@@ -241,8 +322,12 @@ def test_statistics_in_one_table(case):
 def test_learning_rate_and_examples_enter_as_in_a_mean_loss():
     kernel, delta = psd(4, 2), randn(4, 2)
     double = torch.cat([kernel, kernel], dim=2)
-    torch.testing.assert_close(predict_step(double, torch.cat([delta, delta]), 0.1), predict_step(kernel, delta, 0.1))
-    torch.testing.assert_close(predict_step(kernel, delta, 0.2), 2 * predict_step(kernel, delta, 0.1))
+    torch.testing.assert_close(
+        predict_step(double, torch.cat([delta, delta]), 0.1), predict_step(kernel, delta, 0.1)
+    )
+    torch.testing.assert_close(
+        predict_step(kernel, delta, 0.2), 2 * predict_step(kernel, delta, 0.1)
+    )
 
 
 def test_features_off_the_training_span_stay_in_the_linear_model():
@@ -274,14 +359,23 @@ REFUSED = {
     "zero kernel": (lambda: normalised_spectrum(0 * P), "zero everywhere"),
     "ridge": (lambda: effective_dimension(P, 0.0), "ridge"),
     "logits as residuals": (lambda: ft_ratio(P, P, 5 * randn(4, 3)), "one-hot minus softmax"),
-    "labels as residuals": (lambda: ft_ratio(P, P, torch.nn.functional.one_hot(LABELS, 3)), "one-hot minus softmax"),
+    "labels as residuals": (
+        lambda: ft_ratio(P, P, torch.nn.functional.one_hot(LABELS, 3)),
+        "one-hot minus softmax",
+    ),
     "residuals of other examples": (lambda: ft_ratio(P, P, DELTA[:2]), "one row an example"),
     "P and F differ": (lambda: ft_ratio(P, P[:2], DELTA), "same examples"),
     "nothing to move": (lambda: ft_ratio(P, P, 0 * DELTA), "not defined"),
     "types differ": (lambda: kernel_statistics(P, P.float(), DELTA, LABELS), "one type"),
-    "label out of range": (lambda: class_block_trace_norms(P, torch.tensor([0, 1, 2, 3])), r"0\.\.2"),
+    "label out of range": (
+        lambda: class_block_trace_norms(P, torch.tensor([0, 1, 2, 3])),
+        r"0\.\.2",
+    ),
     "labels too short": (lambda: class_block_trace_norms(P, LABELS[:3]), "shape"),
-    "target shape": (lambda: kernel_target_alignment(P, torch.ones(3, 4)), "target must have shape"),
+    "target shape": (
+        lambda: kernel_target_alignment(P, torch.ones(3, 4)),
+        "target must have shape",
+    ),
     "zero target": (lambda: kernel_target_alignment(P, torch.zeros(4, 3)), "not zero"),
     "one example": (lambda: diagonal_excess(P[:1][:, :, :1]), "two"),
     "learning rate": (lambda: predict_step(P, DELTA, -1.0), "learning_rate"),
@@ -299,7 +393,9 @@ def test_refuses(name):
 
 def test_rounding_of_each_type_is_allowed():
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        noisy = (P + 0.1 * torch.finfo(dtype).eps * P.norm() * randn(4, 3, 4, 3, seed=9) / 12).to(dtype)
+        noisy = (P + 0.1 * torch.finfo(dtype).eps * P.norm() * randn(4, 3, 4, 3, seed=9) / 12).to(
+            dtype
+        )
         matrix = check_square(noisy)
         assert torch.equal(matrix, matrix.T) and matrix.dtype == torch.float64
     with pytest.raises(ValueError, match="not symmetric"):

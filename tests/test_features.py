@@ -16,7 +16,13 @@ def draw(examples, size, seed, offset=0.5):
     return torch.randn(examples, size, generator=generator, dtype=torch.float64) + offset
 
 
-clouds = st.builds(draw, st.integers(2, 25), st.integers(1, 9), st.integers(0, 10_000), st.sampled_from([0.1, 1.0, 30.0]))
+clouds = st.builds(
+    draw,
+    st.integers(2, 25),
+    st.integers(1, 9),
+    st.integers(0, 10_000),
+    st.sampled_from([0.1, 1.0, 30.0]),
+)
 
 
 @FEW
@@ -25,7 +31,9 @@ def test_mean_cosine_equals_the_loop_over_pairs(features):
     rows = features.numpy()
     pairs = [
         rows[i] @ rows[j] / (np.linalg.norm(rows[i]) * np.linalg.norm(rows[j]))
-        for i in range(len(rows)) for j in range(len(rows)) if i != j
+        for i in range(len(rows))
+        for j in range(len(rows))
+        if i != j
     ]
     assert mean_cosine(features) == pytest.approx(np.mean(pairs), abs=1e-12)
     assert -1 / (len(rows) - 1) - 1e-12 <= mean_cosine(features) <= 1 + 1e-12
@@ -39,13 +47,18 @@ def test_change_equals_the_loop_over_rows(features, seed):
     new, old = features.numpy(), reference.numpy()
     distances = [np.linalg.norm(a - b) for a, b in zip(new, old, strict=True)]
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(new, old, strict=True)]
-    assert ours == pytest.approx({
-        "mean_cosine": mean_cosine(features),
-        "mean_norm": np.mean([np.linalg.norm(a) for a in new]),
-        "feature_change": np.mean(distances),
-        "feature_change_relative": np.mean([d / np.linalg.norm(b) for d, b in zip(distances, old, strict=True)]),
-        "mean_cosine_to_reference": np.mean(cosines),
-    }, abs=1e-10)
+    assert ours == pytest.approx(
+        {
+            "mean_cosine": mean_cosine(features),
+            "mean_norm": np.mean([np.linalg.norm(a) for a in new]),
+            "feature_change": np.mean(distances),
+            "feature_change_relative": np.mean(
+                [d / np.linalg.norm(b) for d, b in zip(distances, old, strict=True)]
+            ),
+            "mean_cosine_to_reference": np.mean(cosines),
+        },
+        abs=1e-10,
+    )
 
 
 def test_closed_forms():
@@ -53,7 +66,11 @@ def test_closed_forms():
     assert mean_cosine(torch.tensor([[1.0], [-1.0]]).double()) == pytest.approx(-1)
     assert mean_cosine(torch.ones(5, 3).double()) == pytest.approx(1)
     still = feature_statistics(torch.eye(3), torch.eye(3))
-    assert (still["feature_change"], still["feature_change_relative"], still["mean_cosine_to_reference"]) == (0, 0, 1)
+    assert (
+        still["feature_change"],
+        still["feature_change_relative"],
+        still["mean_cosine_to_reference"],
+    ) == (0, 0, 1)
 
 
 @FEW
@@ -70,7 +87,9 @@ def test_rotation_scale_and_order(features, scale, seed):
     change = feature_statistics(features, reference)
     both = feature_statistics(scale * features @ turn, scale * reference @ turn)
     assert both["feature_change"] == pytest.approx(scale * change["feature_change"], rel=1e-10)
-    assert both["feature_change_relative"] == pytest.approx(change["feature_change_relative"], rel=1e-10)
+    assert both["feature_change_relative"] == pytest.approx(
+        change["feature_change_relative"], rel=1e-10
+    )
 
 
 def test_the_reference_is_the_denominator():
@@ -84,7 +103,9 @@ def test_narrow_cones_keep_their_digits():
     features[:, 0] += 1e5
     units = unit_rows(features)
     gram = (units @ units.T).fill_diagonal_(0)
-    assert 1 - mean_cosine(features) == pytest.approx(1 - gram.sum().item() / (2000 * 1999), rel=1e-3)
+    assert 1 - mean_cosine(features) == pytest.approx(
+        1 - gram.sum().item() / (2000 * 1999), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
@@ -102,7 +123,11 @@ def test_half_precision_is_summed_in_float64():
 GOOD = draw(5, 3, 2)
 BAD_ROW = torch.tensor([1])
 REFUSED = {
-    "zero vector": (GOOD.clone().index_fill_(0, BAD_ROW, 0), None, r"features hold 1 zero vectors.*\[1\]"),
+    "zero vector": (
+        GOOD.clone().index_fill_(0, BAD_ROW, 0),
+        None,
+        r"features hold 1 zero vectors.*\[1\]",
+    ),
     "NaN": (GOOD.clone().index_fill_(0, BAD_ROW, torch.nan), None, r"NaN.*1 of 5 rows.*\[1\]"),
     "infinity": (GOOD.clone().index_fill_(0, BAD_ROW, torch.inf), None, "infinity"),
     "one example": (GOOD[:1], None, "at least two examples"),

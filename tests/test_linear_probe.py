@@ -26,7 +26,9 @@ def make(count=60, width=5, classes=3, distance=0.7, seed=0, dtype=torch.float64
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     corners = distance * torch.randn(classes, width, generator=generator, dtype=torch.float64)
-    features = corners[labels] + torch.randn(count, width, generator=generator, dtype=torch.float64) + 2.0
+    features = (
+        corners[labels] + torch.randn(count, width, generator=generator, dtype=torch.float64) + 2.0
+    )
     return features.to(dtype), labels
 
 
@@ -57,7 +59,9 @@ def test_objective_and_head_agree_with_scikit_learn(count, width, classes, penal
     theirs = penalty * loss + 0.5 * np.square(oracle.coef_).sum()
     assert fit.objective <= theirs * (1 + 1e-9)
     assert fit.objective == pytest.approx(theirs, rel=1e-6)
-    np.testing.assert_allclose(probabilities(fit, features), oracle.predict_proba(features.numpy()), atol=1e-3)
+    np.testing.assert_allclose(
+        probabilities(fit, features), oracle.predict_proba(features.numpy()), atol=1e-3
+    )
     assert (fit.bias is None) == (not bias)
 
 
@@ -67,7 +71,11 @@ def test_against_brute_force(count, width, classes):
     weight = torch.zeros(classes, width, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS(
-        [weight, bias], max_iter=2000, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=2000,
+        tolerance_grad=1e-12,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
     )
 
     def closure():
@@ -99,7 +107,9 @@ def test_two_classes_have_opposite_rows_and_many_sum_to_zero():
     fit = fit_logistic(*make(classes=2), 1.0)
     torch.testing.assert_close(fit.weight[0], -fit.weight[1], atol=0, rtol=0)
     fit = fit_logistic(*make(classes=4), 1.0)
-    torch.testing.assert_close(fit.weight.sum(dim=0), torch.zeros(5, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        fit.weight.sum(dim=0), torch.zeros(5, dtype=torch.float64), atol=1e-9, rtol=0
+    )
 
 
 @settings(deadline=None, max_examples=15)
@@ -117,7 +127,9 @@ def test_invariances(seed, classes, exponent):
     names = torch.randperm(classes, generator=generator)
     renamed = fit_logistic(features, names[labels], penalty)
     torch.testing.assert_close(renamed.weight[names], fit.weight, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(probabilities(renamed, features)[:, names], probabilities(fit, features), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        probabilities(renamed, features)[:, names], probabilities(fit, features), atol=1e-6, rtol=0
+    )
 
     rotation, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))
     rotated = fit_logistic(features @ rotation, labels, penalty)
@@ -141,13 +153,18 @@ def test_head_norm_grows_and_loss_falls_along_the_penalties():
     features, labels = make(seed=3)
     fits = [fit_logistic(features, labels, penalty) for penalty in np.logspace(-4, 4, 9)]
     norms = [fit.weight.norm().item() for fit in fits]
-    losses = [torch.nn.functional.cross_entropy(fit.logits(features), labels).item() for fit in fits]
+    losses = [
+        torch.nn.functional.cross_entropy(fit.logits(features), labels).item() for fit in fits
+    ]
     assert norms == sorted(norms) and losses == sorted(losses, reverse=True)
 
 
 def test_float32_features_give_the_fit_of_their_float64_values():
     features, labels = make(dtype=torch.float32)
-    single, double = fit_logistic(features, labels, 1.0), fit_logistic(features.double(), labels, 1.0)
+    single, double = (
+        fit_logistic(features, labels, 1.0),
+        fit_logistic(features.double(), labels, 1.0),
+    )
     assert torch.equal(single.weight, double.weight)
     assert single.weight.dtype == single.bias.dtype == torch.float64
 
@@ -158,7 +175,9 @@ def test_bit_identical_when_repeated():
     assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)
     assert torch.equal(first.cross_validation.accuracy, second.cross_validation.accuracy)
     paths = [probe_path(features, labels, 5, 0.1, batch_size=16, seed=3) for _ in range(2)]
-    assert torch.equal(paths[0].weight, paths[1].weight) and paths[0].history.equals(paths[1].history)
+    assert torch.equal(paths[0].weight, paths[1].weight) and paths[0].history.equals(
+        paths[1].history
+    )
 
 
 @pytest.mark.parametrize("column", [1e-20, 1e20])
@@ -213,20 +232,32 @@ def test_cross_validation_agrees_with_scikit_learn(classes):
     grid = np.logspace(-3, 2, 6)
     ours = cross_validate(features, labels, grid, folds=4, seed=7, tolerance=1e-9)
     oracle = LogisticRegressionCV(
-        Cs=grid, cv=StratifiedKFold(4, shuffle=True, random_state=7), scoring="accuracy", tol=1e-9,
-        max_iter=100_000, l1_ratios=(0.0,), use_legacy_attributes=False,
+        Cs=grid,
+        cv=StratifiedKFold(4, shuffle=True, random_state=7),
+        scoring="accuracy",
+        tol=1e-9,
+        max_iter=100_000,
+        l1_ratios=(0.0,),
+        use_legacy_attributes=False,
     ).fit(features.numpy(), labels.numpy())
-    np.testing.assert_allclose(ours.accuracy.numpy().T, np.squeeze(oracle.scores_), atol=1e-12, rtol=0)
+    np.testing.assert_allclose(
+        ours.accuracy.numpy().T, np.squeeze(oracle.scores_), atol=1e-12, rtol=0
+    )
     assert ours.best_penalty == pytest.approx(float(oracle.C_))
     fit = fit_probe(features, labels, folds=4, seed=7, penalties=grid)
     assert fit.penalty == ours.best_penalty and fit.cross_validation.seed == 7
-    torch.testing.assert_close(fit.weight, fit_logistic(features, labels, ours.best_penalty).weight, atol=0, rtol=0)
+    torch.testing.assert_close(
+        fit.weight, fit_logistic(features, labels, ours.best_penalty).weight, atol=0, rtol=0
+    )
 
 
 def test_cross_validation_in_pieces_is_the_same(monkeypatch):
     features, labels = make(60, 5, 3, distance=0.3)
     whole = cross_validate(features, labels, tolerance=1e-9)
-    single = [cross_validate(features, labels, [penalty], tolerance=1e-9).accuracy for penalty in whole.penalties]
+    single = [
+        cross_validate(features, labels, [penalty], tolerance=1e-9).accuracy
+        for penalty in whole.penalties
+    ]
     assert torch.equal(whole.accuracy, torch.cat(single))
     assert whole.accuracy.shape == (10, 5) and whole.accuracy.dtype == torch.float64
 
@@ -260,7 +291,9 @@ def test_path_from_a_random_head_reaches_the_same_function():
     exact = fit_logistic(features, labels, 0.5)
     rate = 0.95 * stable_learning_rate(features, 2, penalty=0.5)
     path = probe_path(features, labels, 10_000, rate, weight=weight, penalty=0.5)
-    torch.testing.assert_close(path.weight[1] - path.weight[0], exact.weight[1] - exact.weight[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        path.weight[1] - path.weight[0], exact.weight[1] - exact.weight[0], atol=1e-6, rtol=0
+    )
     torch.testing.assert_close(path.weight.sum(dim=0), weight.double().sum(dim=0))
 
 
@@ -270,14 +303,33 @@ def test_path_is_gradient_descent(classes, batch_size):
     """A plain autograd loop takes the same steps and records the same history."""
     features, labels = make(30, 4, classes)
     start = torch.randn(classes, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    path = probe_path(features, labels, 7, 0.05, weight=start, bias_init=torch.ones(classes), penalty=2.0,
-                      batch_size=batch_size, seed=5)
-    weight, bias = start.clone().requires_grad_(), torch.ones(classes, dtype=torch.float64, requires_grad=True)
+    path = probe_path(
+        features,
+        labels,
+        7,
+        0.05,
+        weight=start,
+        bias_init=torch.ones(classes),
+        penalty=2.0,
+        batch_size=batch_size,
+        seed=5,
+    )
+    weight, bias = (
+        start.clone().requires_grad_(),
+        torch.ones(classes, dtype=torch.float64, requires_grad=True),
+    )
     generator, rows = torch.Generator().manual_seed(5), []
     for epoch in range(8):
         logits = features @ weight.T + bias
         loss = torch.nn.functional.cross_entropy(logits, labels)
-        rows.append([epoch, loss.item(), weight.norm().item(), (logits.argmax(1) == labels).double().mean().item()])
+        rows.append(
+            [
+                epoch,
+                loss.item(),
+                weight.norm().item(),
+                (logits.argmax(1) == labels).double().mean().item(),
+            ]
+        )
         order = torch.arange(30) if batch_size is None else torch.randperm(30, generator=generator)
         for part in order.split(batch_size or 30):
             logits = features[part] @ weight.T + bias
@@ -368,7 +420,9 @@ FITS = [
 ]
 
 
-@pytest.mark.parametrize("fit", FITS, ids=["fit_logistic", "cross_validate", "fit_probe", "probe_path"])
+@pytest.mark.parametrize(
+    "fit", FITS, ids=["fit_logistic", "cross_validate", "fit_probe", "probe_path"]
+)
 def test_bad_arrays_are_refused(fit):
     features, labels = make()
     broken = features.clone()
@@ -405,9 +459,13 @@ def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="class 2 has 3 examples, fewer than the 5 folds"):
         cross_validate(features, torch.tensor([0] * 30 + [1] * 27 + [2] * 3))
     for options, message in [
-        ({"epochs": -1}, "epochs"), ({"epochs": 2.0}, "epochs"), ({"batch_size": 0}, "batch_size"),
-        ({"learning_rate": 0.0}, "learning_rate"), ({"learning_rate": math.nan}, "learning_rate"),
-        ({"weight": torch.zeros(2, 5)}, "weight"), ({"bias_init": torch.full((3,), math.nan)}, "bias_init"),
+        ({"epochs": -1}, "epochs"),
+        ({"epochs": 2.0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"weight": torch.zeros(2, 5)}, "weight"),
+        ({"bias_init": torch.full((3,), math.nan)}, "bias_init"),
         ({"bias": False, "bias_init": torch.zeros(3)}, "bias=False"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
 """The linearised model: parameter-space training as oracle, closed forms, first order against real networks, faults."""
+
 import math
 
 import numpy as np
@@ -49,11 +50,20 @@ def squared_gradient(now):
 def test_steps_on_cross_entropy():
     rates = [0.3, 0.1, 0.05, 0.2] * 10
     model = LinearizedModel(START, KERNEL).descend(LABELS, rates)
-    torch.testing.assert_close(model.predict(NEW_START, CROSS), in_parameter_space(rates, cross_entropy_gradient), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        model.predict(NEW_START, CROSS),
+        in_parameter_space(rates, cross_entropy_gradient),
+        rtol=1e-9,
+        atol=1e-11,
+    )
 
 
 def test_steps_on_batches():
-    batches = [torch.tensor([0, 5]), torch.tensor([8, 1, 2]), torch.tensor([4, 4])] * 3  # one example twice
+    batches = [
+        torch.tensor([0, 5]),
+        torch.tensor([8, 1, 2]),
+        torch.tensor([4, 4]),
+    ] * 3  # one example twice
     rates = [0.2] * 9
     model = LinearizedModel(START, KERNEL).descend(LABELS, rates, batches)
     expected = in_parameter_space(rates, cross_entropy_gradient, batches=batches)
@@ -65,34 +75,54 @@ def test_flow_is_the_limit_of_small_steps(time):
     flow = LinearizedModel(START, KERNEL).flow(LABELS, time).predict(NEW_START, CROSS)
     errors = []
     for steps in (500, 1000):
-        errors.append((in_parameter_space([time / steps] * steps, cross_entropy_gradient) - flow).norm().item())
+        errors.append(
+            (in_parameter_space([time / steps] * steps, cross_entropy_gradient) - flow)
+            .norm()
+            .item()
+        )
     assert errors[1] < 1e-2 and errors[0] / errors[1] == pytest.approx(2, abs=0.05)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.7])
 def test_squared_loss_over_time_is_the_limit_of_small_steps(ridge):
-    closed = LinearizedModel(START, KERNEL).fit_squared(LABELS, ridge=ridge, time=0.3).predict(NEW_START, CROSS)
+    closed = (
+        LinearizedModel(START, KERNEL)
+        .fit_squared(LABELS, ridge=ridge, time=0.3)
+        .predict(NEW_START, CROSS)
+    )
     errors = []
     for steps in (1000, 2000):
-        errors.append((in_parameter_space([0.3 / steps] * steps, squared_gradient, ridge) - closed).norm().item())
+        errors.append(
+            (in_parameter_space([0.3 / steps] * steps, squared_gradient, ridge) - closed)
+            .norm()
+            .item()
+        )
     assert errors[1] < 1e-2 and errors[0] / errors[1] == pytest.approx(2, abs=0.05)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.7])
 def test_squared_loss_at_the_end_is_least_squares(ridge):
     jacobian, target = LEFT.reshape(-1, WIDTH), (ONE_HOT - START).flatten()
-    moved = jacobian.T @ torch.linalg.solve(jacobian @ jacobian.T + ridge * torch.eye(27).double(), target)
+    moved = jacobian.T @ torch.linalg.solve(
+        jacobian @ jacobian.T + ridge * torch.eye(27).double(), target
+    )
     model = LinearizedModel(START, KERNEL).fit_squared(LABELS, ridge=ridge)
-    torch.testing.assert_close(model.predict(NEW_START, CROSS), NEW_START + RIGHT @ moved, rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(
+        model.predict(NEW_START, CROSS), NEW_START + RIGHT @ moved, rtol=1e-7, atol=1e-8
+    )
 
 
 def test_a_singular_kernel_gives_the_solution_of_smallest_norm():
     thin = LEFT[:, :, :5]
     kernel = torch.einsum("ncp,mdp->ncmd", thin, thin)
-    expected = np.linalg.lstsq(thin.reshape(-1, 5).numpy(), (ONE_HOT - START).flatten().numpy(), rcond=None)[0]
+    expected = np.linalg.lstsq(
+        thin.reshape(-1, 5).numpy(), (ONE_HOT - START).flatten().numpy(), rcond=None
+    )[0]
     for table in (kernel, kernel.float()):
         fitted = LinearizedModel(START, table).fit_squared(LABELS).predict(START, table)
-        torch.testing.assert_close(fitted, START + thin @ torch.from_numpy(expected), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            fitted, START + thin @ torch.from_numpy(expected), rtol=1e-3, atol=1e-3
+        )
 
 
 # --- closed forms
@@ -104,7 +134,9 @@ def test_relaxation_is_the_matrix_exponential():
         # d/dt (a, 1) = ((1 - λ a) / N, 0)
         system = np.array([[-(value.item() + 0.2), 1.0], [0.0, 0.0]]) / 2
         assert found.item() == pytest.approx((expm(5.0 * system) @ np.array([0.0, 1.0]))[0])
-    torch.testing.assert_close(relaxation(values, 0.0, math.inf, 2, 1e-12), torch.tensor([1 / 3, 2.0, 0.0]).double())
+    torch.testing.assert_close(
+        relaxation(values, 0.0, math.inf, 2, 1e-12), torch.tensor([1 / 3, 2.0, 0.0]).double()
+    )
     assert relaxation(values, 0.0, 0.0, 2).abs().max() == 0
 
 
@@ -134,7 +166,10 @@ def test_residuals_sum_to_zero_and_the_mean_logit_of_p_stays():
 
 
 def test_time_zero_changes_nothing():
-    for model in (LinearizedModel(START, KERNEL).fit_squared(LABELS, time=0.0), LinearizedModel(START, KERNEL).descend(LABELS, [])):
+    for model in (
+        LinearizedModel(START, KERNEL).fit_squared(LABELS, time=0.0),
+        LinearizedModel(START, KERNEL).descend(LABELS, []),
+    ):
         torch.testing.assert_close(model.predict(NEW_START, CROSS), NEW_START)
 
 
@@ -143,7 +178,9 @@ def test_half_the_time_twice_from_where_it_stopped():
     first = integrate(START, matrix, LABELS, 0.2, 1e-10)
     halfway = START + (matrix @ first.flatten()).reshape(START.shape)
     second = integrate(halfway, matrix, LABELS, 0.2, 1e-10)
-    torch.testing.assert_close(first + second, integrate(START, matrix, LABELS, 0.4, 1e-10), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        first + second, integrate(START, matrix, LABELS, 0.4, 1e-10), rtol=1e-6, atol=1e-8
+    )
 
 
 # --- a real transformer
@@ -162,8 +199,20 @@ def test_predicts_gradient_descent_of_a_transformer_to_first_order(tiny_model):
     from lpft_nb.tangent_kernel import tangent_kernel
 
     model = tiny_model("bert", num_labels=3)
-    train = model.tokenize(["sparse matrix norm", "a graph of trees", "the film was great", "random sample", "filter the wave", "a cat sat"])
-    new, labels = model.tokenize(["dense tensor", "a dull movie", "solve the value"]), torch.arange(6) % 3
+    train = model.tokenize(
+        [
+            "sparse matrix norm",
+            "a graph of trees",
+            "the film was great",
+            "random sample",
+            "filter the wave",
+            "a cat sat",
+        ]
+    )
+    new, labels = (
+        model.tokenize(["dense tensor", "a dull movie", "solve the value"]),
+        torch.arange(6) % 3,
+    )
     kernel = tangent_kernel(model, train, quiet=True).total
     cross = tangent_kernel(model, new, train, quiet=True).total
     with torch.no_grad():
@@ -175,7 +224,11 @@ def test_predicts_gradient_descent_of_a_transformer_to_first_order(tiny_model):
         gradient_descent(model, train, labels, shrink * time / 10, 10)
         with torch.no_grad():
             real = model(**new).logits
-        predicted = LinearizedModel(start, kernel).descend(labels, [shrink * time / 10] * 10).predict(new_start, cross)
+        predicted = (
+            LinearizedModel(start, kernel)
+            .descend(labels, [shrink * time / 10] * 10)
+            .predict(new_start, cross)
+        )
         errors.append(((real - predicted).norm() / (real - new_start).norm()).item())
     assert errors[0] < 0.2
     slope = np.polyfit(np.log([1.0, 0.5, 0.25]), np.log(errors), 1)[0]
@@ -186,18 +239,41 @@ def test_predicts_gradient_descent_of_a_transformer_to_first_order(tiny_model):
 
 MODEL = LinearizedModel(START, KERNEL)
 REFUSED = {
-    "probabilities": (lambda: LinearizedModel(START.softmax(dim=1), KERNEL), "look like probabilities"),
+    "probabilities": (
+        lambda: LinearizedModel(START.softmax(dim=1), KERNEL),
+        "look like probabilities",
+    ),
     "NaN logits": (lambda: LinearizedModel(START * math.nan, KERNEL), "NaN"),
     "cross kernel for training": (lambda: LinearizedModel(NEW_START, CROSS), "same examples"),
-    "logits of other examples": (lambda: LinearizedModel(NEW_START, KERNEL), "same examples and classes"),
-    "labels out of range": (lambda: LinearizedModel(START, KERNEL).fit_squared(LABELS + 1), r"0\.\.2"),
+    "logits of other examples": (
+        lambda: LinearizedModel(NEW_START, KERNEL),
+        "same examples and classes",
+    ),
+    "labels out of range": (
+        lambda: LinearizedModel(START, KERNEL).fit_squared(LABELS + 1),
+        r"0\.\.2",
+    ),
     "labels too short": (lambda: LinearizedModel(START, KERNEL).flow(LABELS[:3], 1.0), "shape"),
-    "negative ridge": (lambda: LinearizedModel(START, KERNEL).fit_squared(LABELS, ridge=-1.0), "negative"),
+    "negative ridge": (
+        lambda: LinearizedModel(START, KERNEL).fit_squared(LABELS, ridge=-1.0),
+        "negative",
+    ),
     "NaN time": (lambda: LinearizedModel(START, KERNEL).fit_squared(LABELS, time=math.nan), "time"),
     "endless flow": (lambda: LinearizedModel(START, KERNEL).flow(LABELS, math.inf), "finite"),
-    "batches and rates": (lambda: LinearizedModel(START, KERNEL).descend(LABELS, [0.1], []), "each step needs"),
-    "kernel of other examples": (lambda: LinearizedModel(START, KERNEL).fit_squared(LABELS).predict(NEW_START, CROSS[:, :, :5]), "kernel_cross"),
-    "logits of the wrong side": (lambda: LinearizedModel(START, KERNEL).fit_squared(LABELS).predict(START, CROSS), "as the left side"),
+    "batches and rates": (
+        lambda: LinearizedModel(START, KERNEL).descend(LABELS, [0.1], []),
+        "each step needs",
+    ),
+    "kernel of other examples": (
+        lambda: (
+            LinearizedModel(START, KERNEL).fit_squared(LABELS).predict(NEW_START, CROSS[:, :, :5])
+        ),
+        "kernel_cross",
+    ),
+    "logits of the wrong side": (
+        lambda: LinearizedModel(START, KERNEL).fit_squared(LABELS).predict(START, CROSS),
+        "as the left side",
+    ),
 }
 
 

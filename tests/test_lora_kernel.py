@@ -1,4 +1,5 @@
 """LoRA's kernel: autograd on the linear model and on a tiny transformer, exact moments of the projection, the bound, the slope."""
+
 import math
 
 import numpy as np
@@ -7,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpft_nb.lora_kernel import expected_error, failure_bound, log_log_slope, lora_model_kernels, lora_scale, projection_errors
+from lpft_nb.lora_kernel import (
+    expected_error,
+    failure_bound,
+    log_log_slope,
+    lora_model_kernels,
+    lora_scale,
+    projection_errors,
+)
 from lpft_nb.one_step import linear_model_kernels
 
 FEW = settings(deadline=None, max_examples=20)
@@ -24,13 +32,23 @@ def inner(left, right):
 @FEW
 @given(st.integers(1, 6), st.integers(2, 4), st.integers(1, 5), st.integers(0, 1000))
 def test_the_linear_model_by_autograd(rank, classes, size, seed):
-    left, right, backbone = randn(4, 7, seed=seed), randn(3, 7, seed=seed + 1), randn(size, 7, seed=seed + 2)
+    left, right, backbone = (
+        randn(4, 7, seed=seed),
+        randn(3, 7, seed=seed + 1),
+        randn(size, 7, seed=seed + 2),
+    )
     head, down = randn(classes, size, seed=seed + 3), randn(rank, 7, seed=seed + 4)
-    start = {"up": torch.zeros(size, rank).double(), "down": down, "head": head, "bias": torch.zeros(classes).double()}
+    start = {
+        "up": torch.zeros(size, rank).double(),
+        "down": down,
+        "head": head,
+        "bias": torch.zeros(classes).double(),
+    }
 
     def jacobian(points):
         def logits(w):
             return points @ (backbone + w["up"] @ w["down"]).T @ w["head"].T + w["bias"]
+
         return {name: table.flatten(2) for name, table in torch.func.jacrev(logits)(start).items()}
 
     a, b = jacobian(left), jacobian(right)
@@ -43,7 +61,10 @@ def test_the_linear_model_by_autograd(rank, classes, size, seed):
 def test_an_orthogonal_projection_of_full_rank_is_full_fine_tuning():
     points, backbone, head = randn(5, 6), randn(3, 6, seed=1), randn(2, 3, seed=2)
     turn = torch.linalg.qr(randn(6, 6, seed=3)).Q
-    for ours, theirs in zip(lora_model_kernels(points, points, backbone, head, turn), linear_model_kernels(points, points, backbone, head)):
+    for ours, theirs in zip(
+        lora_model_kernels(points, points, backbone, head, turn),
+        linear_model_kernels(points, points, backbone, head),
+    ):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -74,7 +95,10 @@ def test_slope_of_a_power_and_of_random_adapters():
     ranks = [2, 4, 8, 16, 32, 64, 128, 256]
     assert log_log_slope(ranks, [3 * rank**-0.7 for rank in ranks]) == pytest.approx((-0.7,) * 3)
     points, generator = randn(8, 40), torch.Generator().manual_seed(0)
-    errors = [projection_errors(points, points, rank, 400, generator).square().mean().sqrt() for rank in ranks]
+    errors = [
+        projection_errors(points, points, rank, 400, generator).square().mean().sqrt()
+        for rank in ranks
+    ]
     slope, low, high = log_log_slope(ranks, errors)
     assert low < slope < high and slope == pytest.approx(-0.5, abs=0.05)
 
@@ -84,16 +108,24 @@ def test_slope_of_a_power_and_of_random_adapters():
 
 def backbone_jacobian(model, batch, names):
     "Derivatives (N, C, parameters) of the logits by the named parameters, one number at a time."
-    parameters = [parameter for name, parameter in model.named_parameters() if any(part in name for part in names)]
+    parameters = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if any(part in name for part in names)
+    ]
     logits = model(**batch).logits
     rows = [torch.autograd.grad(value, parameters, retain_graph=True) for value in logits.flatten()]
-    return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows]).reshape(*logits.shape, -1)
+    return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows]).reshape(
+        *logits.shape, -1
+    )
 
 
 def test_adapters_of_a_transformer_see_query_and_value_through_a_projection(tiny_model):
-    from lpft_nb.lora import add_lora
+    from lpft_nb.models.lora import add_lora
 
-    batch = tiny_model("bert").tokenize(["sparse matrix norm", "a graph of trees", "the film was great"])
+    batch = tiny_model("bert").tokenize(
+        ["sparse matrix norm", "a graph of trees", "the film was great"]
+    )
     full = backbone_jacobian(tiny_model("bert"), batch, ["query.weight", "value.weight"])
     target, rank, draws = inner(full, full), 32, []
     for seed in range(30):
@@ -111,7 +143,7 @@ def test_adapters_of_a_transformer_see_query_and_value_through_a_projection(tiny
 
 
 def test_the_engine_agrees_on_adapters_and_on_two_matrices(tiny_model):
-    from lpft_nb.lora import add_lora
+    from lpft_nb.models.lora import add_lora
     from lpft_nb.stages import set_trainable
     from lpft_nb.tangent_kernel import tangent_kernel
 
@@ -120,18 +152,27 @@ def test_the_engine_agrees_on_adapters_and_on_two_matrices(tiny_model):
     whole = tangent_kernel(model, batch, quiet=True)
     set_trainable(model, ("head.*", "*query.weight", "*value.weight"))
     table = backbone_jacobian(model, batch, ["query.weight", "value.weight"])
-    torch.testing.assert_close(tangent_kernel(model, batch, quiet=True).ft_effective, inner(table, table), rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(
+        tangent_kernel(model, batch, quiet=True).ft_effective,
+        inner(table, table),
+        rtol=1e-9,
+        atol=1e-15,
+    )
     add_lora(model, r=4, alpha=4)
     set_trainable(model, ("head.*", "*lora_*"))
     adapted = tangent_kernel(model.eval(), batch, quiet=True)
     table = backbone_jacobian(model, batch, ["lora_"])
     torch.testing.assert_close(adapted.ft_effective, inner(table, table), rtol=1e-9, atol=1e-15)
-    torch.testing.assert_close(adapted.pretrain_effective, whole.pretrain_effective, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        adapted.pretrain_effective, whole.pretrain_effective, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_scale_is_the_variance_of_the_default_initialisation():
     weight = torch.empty(4000, 50)
-    torch.nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=torch.Generator().manual_seed(0))
+    torch.nn.init.kaiming_uniform_(
+        weight, a=math.sqrt(5), generator=torch.Generator().manual_seed(0)
+    )
     assert lora_scale(8, 16, 50) == pytest.approx((16 / 8) ** 2 * 8 * weight.var().item(), rel=0.02)
 
 

@@ -10,7 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from lpft_nb.metrics import check_logits, classification_metrics, confusion_matrix, matthews, warn_once
+from lpft_nb.metrics import (
+    check_logits,
+    classification_metrics,
+    confusion_matrix,
+    matthews,
+    warn_once,
+)
 
 FEW = settings(deadline=None, max_examples=40)
 
@@ -29,15 +35,25 @@ def judged(draw):
     return logits, labels % draw(st.integers(1, classes))
 
 
-@pytest.mark.parametrize(("examples", "classes", "seed"), [(200, 2, 0), (200, 3, 1), (57, 5, 2), (8, 4, 3)])
+@pytest.mark.parametrize(
+    ("examples", "classes", "seed"), [(200, 2, 0), (200, 3, 1), (57, 5, 2), (8, 4, 3)]
+)
 def test_equals_sklearn(examples, classes, seed):
     logits, labels = sample(examples, classes, seed)
     ours, guess = classification_metrics(logits, labels, extra=("matthews",)), logits.argmax(1)
-    assert ours["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, guess), abs=1e-12)
+    assert ours["accuracy"] == pytest.approx(
+        sklearn_metrics.accuracy_score(labels, guess), abs=1e-12
+    )
     if len(labels.unique()) == classes:
-        assert ours["balanced_accuracy"] == pytest.approx(sklearn_metrics.balanced_accuracy_score(labels, guess), abs=1e-12)
-    assert ours["macro_f1"] == pytest.approx(sklearn_metrics.f1_score(labels, guess, average="macro"), abs=1e-12)
-    assert ours["matthews"] == pytest.approx(sklearn_metrics.matthews_corrcoef(labels, guess), abs=1e-12)
+        assert ours["balanced_accuracy"] == pytest.approx(
+            sklearn_metrics.balanced_accuracy_score(labels, guess), abs=1e-12
+        )
+    assert ours["macro_f1"] == pytest.approx(
+        sklearn_metrics.f1_score(labels, guess, average="macro"), abs=1e-12
+    )
+    assert ours["matthews"] == pytest.approx(
+        sklearn_metrics.matthews_corrcoef(labels, guess), abs=1e-12
+    )
     loss = sklearn_metrics.log_loss(labels, logits.softmax(1), labels=range(classes))
     assert ours["nll"] == pytest.approx(loss, abs=1e-12)
 
@@ -45,10 +61,14 @@ def test_equals_sklearn(examples, classes, seed):
 @pytest.mark.parametrize(("classes", "seed"), [(2, 0), (4, 1)])
 def test_equals_torchmetrics(classes, seed):
     logits, labels = sample(300, classes, seed)
-    ours = classification_metrics(logits, labels, extra=("matthews", "f1") if classes == 2 else ("matthews",))
+    ours = classification_metrics(
+        logits, labels, extra=("matthews", "f1") if classes == 2 else ("matthews",)
+    )
     expected = {
         "accuracy": torchmetrics.multiclass_accuracy(logits, labels, classes, average="micro"),
-        "balanced_accuracy": torchmetrics.multiclass_accuracy(logits, labels, classes, average="macro"),
+        "balanced_accuracy": torchmetrics.multiclass_accuracy(
+            logits, labels, classes, average="macro"
+        ),
         "macro_f1": torchmetrics.multiclass_f1_score(logits, labels, classes, average="macro"),
         "matthews": torchmetrics.multiclass_matthews_corrcoef(logits, labels, classes),
     }
@@ -67,7 +87,9 @@ def test_brute_force_by_hand():
     assert ours["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
     assert ours["matthews"] == pytest.approx(2 / np.sqrt(2 * 3 * 1 * 2))
     margins = [2.0, 1.0, -1.0, 3.0]
-    assert ours["nll"] == pytest.approx(np.mean([np.log1p(np.exp(-margin)) for margin in margins]), abs=1e-7)
+    assert ours["nll"] == pytest.approx(
+        np.mean([np.log1p(np.exp(-margin)) for margin in margins]), abs=1e-7
+    )
     counts = {"count_0": 1, "count_1": 3, "predicted_0": 2, "predicted_1": 2}
     assert {name: ours[name] for name in counts} == counts
     assert all(type(value) is float for value in ours.values())
@@ -79,10 +101,14 @@ def test_missing_classes_follow_sklearn(case):
     logits, labels = case
     assume(len(logits) > 1)
     ours, guess = classification_metrics(logits, labels), logits.argmax(1)
-    recalls = sklearn_metrics.recall_score(labels, guess, average=None, labels=labels.unique(), zero_division=0)
+    recalls = sklearn_metrics.recall_score(
+        labels, guess, average=None, labels=labels.unique(), zero_division=0
+    )
     assert ours["balanced_accuracy"] == pytest.approx(recalls.mean(), abs=1e-12)
     present = np.union1d(labels, guess)
-    expected = sklearn_metrics.f1_score(labels, guess, average="macro", labels=present, zero_division=0)
+    expected = sklearn_metrics.f1_score(
+        labels, guess, average="macro", labels=present, zero_division=0
+    )
     assert ours["macro_f1"] == pytest.approx(expected, abs=1e-12)
 
 
@@ -97,7 +123,9 @@ def test_renaming_classes_changes_nothing(case, random):
     renamed = classification_metrics(logits[:, order], names[labels], extra=("matthews",))
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "nll", "matthews"):
         assert renamed[name] == pytest.approx(plain[name], abs=1e-10), name
-    assert [renamed[f"count_{k}"] for k in range(len(order))] == [plain[f"count_{k}"] for k in order]
+    assert [renamed[f"count_{k}"] for k in range(len(order))] == [
+        plain[f"count_{k}"] for k in order
+    ]
 
 
 @FEW
@@ -105,7 +133,10 @@ def test_renaming_classes_changes_nothing(case, random):
 def test_a_constant_in_each_row_changes_nothing(case, constant):
     logits, labels = case
     shift = constant * torch.linspace(-1, 1, len(logits), dtype=torch.float64)[:, None]
-    plain, shifted = classification_metrics(logits, labels), classification_metrics(logits + shift, labels)
+    plain, shifted = (
+        classification_metrics(logits, labels),
+        classification_metrics(logits + shift, labels),
+    )
     assert shifted == pytest.approx(plain, abs=1e-9)
 
 
@@ -119,8 +150,14 @@ def test_ranges_counts_and_order_of_rows(case):
     assert -1 - 1e-12 <= ours["matthews"] <= 1 + 1e-12
     assert ours["nll"] >= 0
     classes = range(logits.shape[1])
-    assert sum(ours[f"count_{k}"] for k in classes) == sum(ours[f"predicted_{k}"] for k in classes) == len(labels)
-    assert classification_metrics(logits.flip(0), labels.flip(0), extra=("matthews",)) == pytest.approx(ours, abs=1e-12)
+    assert (
+        sum(ours[f"count_{k}"] for k in classes)
+        == sum(ours[f"predicted_{k}"] for k in classes)
+        == len(labels)
+    )
+    assert classification_metrics(
+        logits.flip(0), labels.flip(0), extra=("matthews",)
+    ) == pytest.approx(ours, abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -128,7 +165,9 @@ def test_sums_run_in_float64(dtype):
     logits, labels = sample(500, 3, 4)
     stored = logits.to(dtype)
     ours = classification_metrics(stored, labels)
-    assert ours["nll"] == pytest.approx(sklearn_metrics.log_loss(labels, stored.double().softmax(1)), abs=1e-12)
+    assert ours["nll"] == pytest.approx(
+        sklearn_metrics.log_loss(labels, stored.double().softmax(1)), abs=1e-12
+    )
 
 
 def test_large_logits_do_not_overflow():
@@ -171,7 +210,11 @@ REFUSED = {
     "bfloat16 probabilities": (GOOD.softmax(1).bfloat16(), LABELS, "look like probabilities"),
     "one-hot": (torch.eye(3)[LABELS], LABELS, "look like probabilities"),
     "integer one-hot": (torch.eye(3)[LABELS].long(), LABELS, "look like probabilities"),
-    "NaN": (GOOD.clone().index_fill_(0, torch.tensor([2]), torch.nan), LABELS, r"NaN.*1 of 6 rows, first \[2\]"),
+    "NaN": (
+        GOOD.clone().index_fill_(0, torch.tensor([2]), torch.nan),
+        LABELS,
+        r"NaN.*1 of 6 rows, first \[2\]",
+    ),
     "infinity": (GOOD.clone().index_fill_(0, torch.tensor([2]), torch.inf), LABELS, "infinity"),
     "one class": (GOOD[:, :1], LABELS * 0, "at least two classes"),
     "empty": (GOOD[:0], LABELS[:0], "empty"),
@@ -194,7 +237,9 @@ def test_refuses(name):
 
 def test_log_probabilities_and_single_odd_rows_pass():
     check_logits(GOOD.log_softmax(1), LABELS)
-    check_logits(torch.tensor([[2.0, -1.0], [-0.5, 1.5]]), torch.tensor([0, 1]))  # rows sum to 1, but not nonnegative
+    check_logits(
+        torch.tensor([[2.0, -1.0], [-0.5, 1.5]]), torch.tensor([0, 1])
+    )  # rows sum to 1, but not nonnegative
     mixed = torch.cat([GOOD, GOOD[:1].softmax(1)])
     logits, labels = check_logits(mixed, torch.cat([LABELS, LABELS[:1]]))
     assert logits.dtype == torch.float64 and labels.dtype == torch.int64

@@ -27,21 +27,34 @@ def no_display(monkeypatch):
 @pytest.fixture
 def history():
     rng = np.random.default_rng(0)
-    return pd.DataFrame([
-        {"method": method, "seed": seed, "epoch": epoch, "value": rng.normal(0.8, 0.1)}
-        for epoch in (2, 0, 1) for seed in range(4) for method in reversed(METHODS)
-    ])
+    return pd.DataFrame(
+        [
+            {"method": method, "seed": seed, "epoch": epoch, "value": rng.normal(0.8, 0.1)}
+            for epoch in (2, 0, 1)
+            for seed in range(4)
+            for method in reversed(METHODS)
+        ]
+    )
 
 
 @pytest.fixture
 def results():
     levels = {"LP": 0.5, "FT": 0.6, "LP-FT": 0.7}
-    return pd.DataFrame([
-        {"task": task, "split": split, "method": method, "seed": seed, "value": level + spread * (seed - 1)}
-        for task, spread in (("sharp", 0.001), ("vague", 0.2))
-        for split in ("test", "ood/x")
-        for method, level in levels.items() for seed in range(3)
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "task": task,
+                "split": split,
+                "method": method,
+                "seed": seed,
+                "value": level + spread * (seed - 1),
+            }
+            for task, spread in (("sharp", 0.001), ("vague", 0.2))
+            for split in ("test", "ood/x")
+            for method, level in levels.items()
+            for seed in range(3)
+        ]
+    )
 
 
 def t_interval(values):
@@ -60,12 +73,23 @@ def test_methods_have_fixed_distinct_styles():
     for key in ("color", "marker", "linestyle", "label"):
         assert len({style[key] for style in styles}) == 5, key
     assert plot.method_style("FT") == plot.method_style("FT")
-    okabe_ito = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+    okabe_ito = {
+        "#000000",
+        "#E69F00",
+        "#56B4E9",
+        "#009E73",
+        "#F0E442",
+        "#0072B2",
+        "#D55E00",
+        "#CC79A7",
+    }
     assert {style["color"] for style in styles} <= okabe_ito
     assert all(relative_luminance(style["color"]) < 0.5 for style in styles)  # readable on white
 
 
-@pytest.mark.parametrize(("wrong", "meant"), [("LPFT", "LP-FT"), ("lora", "LoRA"), ("ft", "FT"), (3, "LP")])
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("LPFT", "LP-FT"), ("lora", "LoRA"), ("ft", "FT"), (3, "LP")]
+)
 def test_a_misspelt_method_names_the_close_ones(wrong, meant):
     with pytest.raises(ValueError, match=f"unknown method.*{meant}"):
         plot.method_style(wrong)
@@ -76,9 +100,15 @@ def test_use_style_sets_sizes_and_importing_does_not():
     plot.use_style()
     assert tuple(plt.rcParams["figure.figsize"]) == (4.5, 3.0)
     assert dict(plt.rcParams) != before
-    code = "import matplotlib as m; a = dict(m.rcParams); import lpft_nb.plot; b = dict(m.rcParams); "
+    code = (
+        "import matplotlib as m; a = dict(m.rcParams); import lpft_nb.plot; b = dict(m.rcParams); "
+    )
     code += "a.pop('backend'); b.pop('backend'); assert a == b"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"MPLBACKEND": "agg", "PYTHONPATH": ":".join(sys.path)})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={"MPLBACKEND": "agg", "PYTHONPATH": ":".join(sys.path)},
+    )
 
 
 def test_over_seeds_equals_scipy(history):
@@ -86,7 +116,9 @@ def test_over_seeds_equals_scipy(history):
     for (method, epoch), group in history.groupby(["method", "epoch"]):
         low, high = t_interval(group.value)
         row = points.loc[method, epoch]
-        np.testing.assert_allclose(row[["mean", "low", "high", "n"]].astype(float), [group.value.mean(), low, high, 4])
+        np.testing.assert_allclose(
+            row[["mean", "low", "high", "n"]].astype(float), [group.value.mean(), low, high, 4]
+        )
 
 
 def test_curves_draw_means_and_bands(history):
@@ -107,8 +139,15 @@ def test_one_seed_draws_a_line_without_a_band(history, recwarn):
     axes = plot.curves(history[history.seed == 0], "epoch", "value")
     axes.figure.canvas.draw()
     assert all(np.isfinite(line.get_ydata()).all() for line in axes.get_lines())
-    assert all(np.isnan(band.get_paths()[0].vertices).all() if band.get_paths() else True for band in axes.collections)
-    assert not [warning for warning in recwarn if issubclass(warning.category, (RuntimeWarning, UserWarning))]
+    assert all(
+        np.isnan(band.get_paths()[0].vertices).all() if band.get_paths() else True
+        for band in axes.collections
+    )
+    assert not [
+        warning
+        for warning in recwarn
+        if issubclass(warning.category, (RuntimeWarning, UserWarning))
+    ]
 
 
 def test_other_hues_go_through_the_palette(history):

@@ -22,15 +22,30 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lpft_nb import records
-from lpft_nb.cache import content_hash, write_tensors
+from lpft_nb.store.cache import content_hash, write_tensors
 
 SURROUNDINGS = {"versions": {"torch": "0"}, "python": "3", "git_commit": None, "hardware": {}}
 
 
-def make(method="LP-FT", seed=0, accuracy=0.8, task="toy", stages=None, status="finished", model="tiny", fingerprint="f0", **parameters):
+def make(
+    method="LP-FT",
+    seed=0,
+    accuracy=0.8,
+    task="toy",
+    stages=None,
+    status="finished",
+    model="tiny",
+    fingerprint="f0",
+    **parameters,
+):
     stages = stages or {"LP": ["LP"], "FT": ["FT"], "LP-FT": ["LP", "FT"]}[method]
     metrics = [
-        {"stage": stage, "split": split, "metric": metric, "value": accuracy - 0.1 * (len(stages) - 1 - place) - shift}
+        {
+            "stage": stage,
+            "split": split,
+            "metric": metric,
+            "value": accuracy - 0.1 * (len(stages) - 1 - place) - shift,
+        }
         for place, stage in enumerate(stages)
         for split, shift in (("test", 0.0), ("ood/other", 0.3))
         for metric in ("accuracy",)
@@ -62,8 +77,17 @@ numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda number: round(number,
 def test_interval_is_scipys(values, level):
     mean, low, high = records.confidence_interval(values, level)
     error = stats.sem(values)
-    expected = stats.t.interval(level, len(values) - 1, loc=np.mean(values), scale=error) if error > 0 else (np.mean(values),) * 2
-    np.testing.assert_allclose((mean, low, high), (np.mean(values), *expected), rtol=1e-9, atol=1e-9 * max(map(abs, values), default=0))
+    expected = (
+        stats.t.interval(level, len(values) - 1, loc=np.mean(values), scale=error)
+        if error > 0
+        else (np.mean(values),) * 2
+    )
+    np.testing.assert_allclose(
+        (mean, low, high),
+        (np.mean(values), *expected),
+        rtol=1e-9,
+        atol=1e-9 * max(map(abs, values), default=0),
+    )
     assert low <= mean <= high
 
 
@@ -76,14 +100,26 @@ def test_interval_moves_and_scales_with_its_values(values, scale, shift):
 
 
 def test_interval_by_hand():
-    assert records.confidence_interval([1.0, 3.0]) == pytest.approx((2, 2 - 12.7062047361747, 2 + 12.7062047361747))
+    assert records.confidence_interval([1.0, 3.0]) == pytest.approx(
+        (2, 2 - 12.7062047361747, 2 + 12.7062047361747)
+    )
     single = records.confidence_interval(torch.tensor([4.0]))
     assert single.mean == 4 and math.isnan(single.low) and math.isnan(single.high)
     assert all(math.isnan(value) for value in records.confidence_interval([1.0, float("nan"), 2.0]))
     assert all(math.isnan(value) for value in records.confidence_interval([1.0, float("inf")]))
 
 
-@pytest.mark.parametrize(("values", "level"), [([], 0.95), ([[1.0, 2.0]], 0.95), (3.0, 0.95), ([1, 2], 95), ([1, 2], 0), ([1, 2], float("nan"))])
+@pytest.mark.parametrize(
+    ("values", "level"),
+    [
+        ([], 0.95),
+        ([[1.0, 2.0]], 0.95),
+        (3.0, 0.95),
+        ([1, 2], 95),
+        ([1, 2], 0),
+        ([1, 2], float("nan")),
+    ],
+)
 def test_interval_refuses(values, level):
     with pytest.raises(ValueError, match="expected"):
         records.confidence_interval(values, level)
@@ -94,15 +130,30 @@ def test_interval_refuses(values, level):
 
 def test_run_id_is_readable_keys_and_the_hash():
     configuration = {"b": [1, None], "a": "x"}
-    keys = {"experiment": "lp_ft", "task": "cb", "model": "org/mini LM", "method": "LP-FT", "seed": 3}
-    assert records.run_id(keys, configuration) == f"lp_ft-cb-mini_LM-LP-FT-s3-{content_hash(configuration)[:8]}"
+    keys = {
+        "experiment": "lp_ft",
+        "task": "cb",
+        "model": "org/mini LM",
+        "method": "LP-FT",
+        "seed": 3,
+    }
+    assert (
+        records.run_id(keys, configuration)
+        == f"lp_ft-cb-mini_LM-LP-FT-s3-{content_hash(configuration)[:8]}"
+    )
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.dictionaries(st.sampled_from(["task", "model", "method", "seed"]), st.text(max_size=60), min_size=1))
+@given(
+    st.dictionaries(
+        st.sampled_from(["task", "model", "method", "seed"]), st.text(max_size=60), min_size=1
+    )
+)
 def test_run_id_is_always_a_file_name(keys):
     name = records.run_id(keys, {})
-    assert re.fullmatch(records._NAME["pattern"], name) and Path(name).name == name and len(name) < 200
+    assert (
+        re.fullmatch(records._NAME["pattern"], name) and Path(name).name == name and len(name) < 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,9 +173,17 @@ def test_every_part_of_the_configuration_changes_the_name(path):
 
 def test_results_and_surroundings_do_not_change_the_name():
     record = make()
-    other = make(accuracy=0.1) | {"wall_seconds": 99.0, "versions": {}, "status": "failed", "created": "2000-01-01T00:00:00+00:00"}
+    other = make(accuracy=0.1) | {
+        "wall_seconds": 99.0,
+        "versions": {},
+        "status": "failed",
+        "created": "2000-01-01T00:00:00+00:00",
+    }
     assert records.record_id(other) == record["run_id"]
-    partial = {name: record[name] for name in ("experiment", "method", "seed", "parameters", "task", "model")}
+    partial = {
+        name: record[name]
+        for name in ("experiment", "method", "seed", "parameters", "task", "model")
+    }
     assert records.record_id(partial) == record["run_id"]
     assert make(learning_rate=np.float64(1e-5))["run_id"] == record["run_id"]
 
@@ -141,7 +200,23 @@ def test_paths_lose_their_folders(path, expected):
     assert records.portable({"a": [path]}) == {"a": [expected]}
 
 
-@pytest.mark.parametrize("value", ["cb", "nyu-mll/glue", r"\.layer\.\d+", ".*query", "a.b", "", "https://example.org/x", "f(x) = Vφ/2", 1e-5, None, True, [1, "a"]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "cb",
+        "nyu-mll/glue",
+        r"\.layer\.\d+",
+        ".*query",
+        "a.b",
+        "",
+        "https://example.org/x",
+        "f(x) = Vφ/2",
+        1e-5,
+        None,
+        True,
+        [1, "a"],
+    ],
+)
 def test_other_values_stay(value):
     assert records.portable({"a": value}) == {"a": value}
 
@@ -152,11 +227,17 @@ def test_portable_drops_the_output_everywhere():
 
 def test_labels_are_not_taken_for_paths_or_outputs(tmp_path):
     record = records.read_record(records.write_record(make(), None, tmp_path))
-    assert record["task"]["label_names"] == ["/a", "output"] and record["task"]["class_counts"] == {"output": 3}
+    assert record["task"]["label_names"] == ["/a", "output"] and record["task"]["class_counts"] == {
+        "output": 3
+    }
 
 
 def test_a_machine_path_is_refused(tmp_path):
-    for part, value in (("parameters", {"task": "/home/a/cb"}), ("model", {"id": "~/model"}), ("task", make()["task"] | {"source": {"path": "/data/cb"}})):
+    for part, value in (
+        ("parameters", {"task": "/home/a/cb"}),
+        ("model", {"id": "~/model"}),
+        ("task", make()["task"] | {"source": {"path": "/data/cb"}}),
+    ):
         record = make() | {part: value}
         with pytest.raises(records.RecordError, match=f"{part}: expected no paths"):
             records.write_record(record | {"run_id": records.record_id(record)}, None, tmp_path)
@@ -164,7 +245,10 @@ def test_a_machine_path_is_refused(tmp_path):
 
 
 def test_plain_values():
-    value = {1: np.int64(2), "a": (np.float32(0.5), torch.tensor([1, 2]), np.bool_(True), pandas.NA, float("-inf"))}
+    value = {
+        1: np.int64(2),
+        "a": (np.float32(0.5), torch.tensor([1, 2]), np.bool_(True), pandas.NA, float("-inf")),
+    }
     assert records.plain(value) == {"1": 2, "a": [0.5, [1, 2], True, None, "-inf"]}
     assert records.plain([np.float64("nan"), np.inf], records._null) == [None, None]
     with pytest.raises(TypeError, match="expected text"):
@@ -182,7 +266,11 @@ def test_environment_names_no_host_user_or_folder():
     text = json.dumps(records.environment(), allow_nan=False)
     for private in (platform.node(), str(Path.home()), str(Path.cwd()), sys.prefix):
         assert len(private) < 4 or private not in text
-    assert records.environment()["versions"]["torch"] == torch.__version__ or torch.__version__.startswith(records.environment()["versions"]["torch"])
+    assert records.environment()["versions"][
+        "torch"
+    ] == torch.__version__ or torch.__version__.startswith(
+        records.environment()["versions"]["torch"]
+    )
     assert records.environment()["hardware"]["logical_cores"] == os.cpu_count()
 
 
@@ -196,7 +284,11 @@ def test_commit_of_the_checkout_and_its_changes(tmp_path, monkeypatch):
     package = tmp_path / "lpft_nb"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    monkeypatch.setattr(records.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": str(package / "__init__.py")}))
+    monkeypatch.setattr(
+        records.importlib.util,
+        "find_spec",
+        lambda name: type("Spec", (), {"origin": str(package / "__init__.py")}),
+    )
     assert records._git_commit() is None  # no checkout
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -204,7 +296,9 @@ def test_commit_of_the_checkout_and_its_changes(tmp_path, monkeypatch):
     assert records._git_commit() is None  # a checkout, but the package is not part of it
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "all"], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert records._git_commit() == head
     (package / "__init__.py").write_text("changed = 1")
     assert records._git_commit() == head + "-dirty"
@@ -225,8 +319,13 @@ def test_round_trip(tmp_path):
 def test_record_is_strict_json_with_one_row_a_line(tmp_path):
     path = records.write_record(make(), None, tmp_path)
     record = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert sum('"metric"' in line for line in path.read_text().splitlines()) == len(record["metrics"]) + len(record["history"])
-    assert path.read_bytes() == records.write_record(records.read_record(path), None, tmp_path / "b").read_bytes()
+    assert sum('"metric"' in line for line in path.read_text().splitlines()) == len(
+        record["metrics"]
+    ) + len(record["history"])
+    assert (
+        path.read_bytes()
+        == records.write_record(records.read_record(path), None, tmp_path / "b").read_bytes()
+    )
 
 
 def test_arrays_come_back_bit_by_bit(tmp_path):
@@ -242,10 +341,18 @@ def test_arrays_come_back_bit_by_bit(tmp_path):
     assert loaded.keys() == arrays.keys()
     for name in arrays:
         assert loaded[name].dtype == arrays[name].dtype and loaded[name].shape == arrays[name].shape
-        assert loaded[name].contiguous().view(torch.uint8).equal(arrays[name].contiguous().view(torch.uint8))
+        assert (
+            loaded[name]
+            .contiguous()
+            .view(torch.uint8)
+            .equal(arrays[name].contiguous().view(torch.uint8))
+        )
     header = path.with_suffix(".safetensors").read_bytes()
     metadata = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
-    assert json.loads(metadata["axes"]) == axes | {"logits/FT/test": "example,class"} and metadata["run_id"] == record["run_id"]
+    assert (
+        json.loads(metadata["axes"]) == axes | {"logits/FT/test": "example,class"}
+        and metadata["run_id"] == record["run_id"]
+    )
 
 
 def test_axes_must_fit_the_shape(tmp_path):
@@ -273,8 +380,15 @@ def test_missing_damaged_and_foreign_arrays(tmp_path):
 
 
 def test_values_that_are_not_finite_come_back_as_nan(tmp_path):
-    record = make() | {"metrics": [{"stage": "FT", "split": "test", "metric": "nll", "value": value} for value in (np.nan, np.inf, 1)]}
-    record["history"] = [{"stage": "FT", "step": 1, "epoch": float("nan"), "metric": "loss", "value": float("inf")}]
+    record = make() | {
+        "metrics": [
+            {"stage": "FT", "split": "test", "metric": "nll", "value": value}
+            for value in (np.nan, np.inf, 1)
+        ]
+    }
+    record["history"] = [
+        {"stage": "FT", "step": 1, "epoch": float("nan"), "metric": "loss", "value": float("inf")}
+    ]
     path = records.write_record(record, None, tmp_path)
     assert [row["value"] for row in records.read_record(path)["metrics"]] == [None, None, 1]
     np.testing.assert_array_equal(records.load_results(tmp_path)["value"], [np.nan, np.nan, 1.0])
@@ -352,7 +466,17 @@ def test_a_faulty_file_is_refused_by_name_and_skipped(fault, tmp_path, caplog):
     assert records.load_history(tmp_path)["run_id"].nunique() == 1
 
 
-@pytest.mark.parametrize("fault", ["older schema", "edited seed", "unknown entry", "seed as text", "metric as text", "unknown status"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "older schema",
+        "edited seed",
+        "unknown entry",
+        "seed as text",
+        "metric as text",
+        "unknown status",
+    ],
+)
 def test_a_faulty_record_is_not_written(fault, tmp_path):
     with pytest.raises(records.RecordError):
         records.write_record(json.loads(FAULTS[fault][0]), None, tmp_path)
@@ -371,23 +495,37 @@ def test_a_renamed_file_and_a_broken_link_are_skipped(tmp_path):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.sampled_from(list(records.SCHEMA["properties"])), json_values, st.sampled_from([None, "train", "name", "id", "max_train", "epochs"]))
-def test_whatever_stands_in_a_file_reading_a_folder_never_fails(tmp_path_factory, name, value, inner):
+@given(
+    st.sampled_from(list(records.SCHEMA["properties"])),
+    json_values,
+    st.sampled_from([None, "train", "name", "id", "max_train", "epochs"]),
+)
+def test_whatever_stands_in_a_file_reading_a_folder_never_fails(
+    tmp_path_factory, name, value, inner
+):
     record = make()
     if inner is not None and isinstance(record.get(name), dict):
         record[name] = record[name] | {inner: value}
     else:
         record[name] = value
     folder = tmp_path_factory.mktemp("fuzz")
-    with contextlib.suppress(Exception):  # the name that fits, so that it is not refused for its name alone
+    with contextlib.suppress(
+        Exception
+    ):  # the name that fits, so that it is not refused for its name alone
         record["run_id"] = records.record_id(record) if name != "run_id" else value
-    fitting = isinstance(record["run_id"], str) and Path(record["run_id"]).name == record["run_id"] and "\0" not in record["run_id"]
+    fitting = (
+        isinstance(record["run_id"], str)
+        and Path(record["run_id"]).name == record["run_id"]
+        and "\0" not in record["run_id"]
+    )
     (folder / f"{record['run_id'] if fitting else 'x'}.json").write_text(json.dumps(record))
     records.load_results(folder)
     records.load_history(folder)
@@ -403,7 +541,8 @@ def test_schema_is_itself_valid_and_strict():
 
 KILLED = """
 import json, os, signal, sys, torch
-from lpft_nb import cache, records
+from lpft_nb import records
+from lpft_nb.store import cache
 record, folder, survive = json.load(open(sys.argv[1])), sys.argv[2], int(sys.argv[3])
 replace, count = os.replace, 0
 def killing(source, target):
@@ -421,12 +560,18 @@ records.write_record(record, {"logits": torch.ones(3, 2)}, folder)
 def test_killed_between_writing_and_renaming(survive, tmp_path):
     (tmp_path / "record.txt").write_text(json.dumps(make()))
     folder = tmp_path / "runs"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "record.txt"), str(folder), str(survive)])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "record.txt"), str(folder), str(survive)]
+    )
     assert killed.returncode == -9
     frame = records.load_results(folder)
     assert len(frame) == 0 and frame.attrs["skipped"] == []  # nothing half-made is seen
-    path = records.write_record(make(), {"logits": torch.ones(3, 2)}, folder)  # and the next run is not in its way
-    assert torch.equal(records.load_arrays(records.read_record(path), folder)["logits"], torch.ones(3, 2))
+    path = records.write_record(
+        make(), {"logits": torch.ones(3, 2)}, folder
+    )  # and the next run is not in its way
+    assert torch.equal(
+        records.load_arrays(records.read_record(path), folder)["logits"], torch.ones(3, 2)
+    )
 
 
 def test_an_older_record_survives_a_full_disk(tmp_path, monkeypatch):
@@ -472,8 +617,20 @@ def test_table_by_hand(tmp_path):
     assert set(rows) == {("LP", "test"), ("LP", "ood/other"), ("FT", "test"), ("FT", "ood/other")}
     last = rows["FT", "test"]
     assert (last.value, last.final, rows["LP", "test"].final) == (0.9, True, False)
-    assert (last.run_id, last.experiment, last.task, last.model, last.method, last.seed) == (record["run_id"], "lp_ft", "toy", "tiny", "LP-FT", 2)
-    assert last.epochs == 7 and last.max_train is pandas.NA and last.n_train == 90 and last.status == "finished"
+    assert (last.run_id, last.experiment, last.task, last.model, last.method, last.seed) == (
+        record["run_id"],
+        "lp_ft",
+        "toy",
+        "tiny",
+        "LP-FT",
+        2,
+    )
+    assert (
+        last.epochs == 7
+        and last.max_train is pandas.NA
+        and last.n_train == 90
+        and last.status == "finished"
+    )
     history = records.load_history(tmp_path)
     np.testing.assert_allclose(history["value"], [1, 1 / 2, 1 / 3, 1 / 4])
     assert (history["seed"] == 2).all() and (history["stage"] == "FT").all()
@@ -497,7 +654,11 @@ def test_one_run_found_twice_counts_once(tmp_path, caplog):
     newer = make(accuracy=0.9) | {"created": "2031-01-01T00:00:00+00:00"}
     records.write_record(newer, None, tmp_path / "a")
     records.write_record(make(accuracy=0.5), None, tmp_path / "b")
-    records.write_record(make(accuracy=0.1, status="failed") | {"created": "2032-01-01T00:00:00+00:00"}, None, tmp_path / "c")
+    records.write_record(
+        make(accuracy=0.1, status="failed") | {"created": "2032-01-01T00:00:00+00:00"},
+        None,
+        tmp_path / "c",
+    )
     frame = records.load_results(tmp_path)
     assert frame.loc[frame["final"] & (frame["split"] == "test"), "value"].tolist() == [0.9]
     assert len(frame.attrs["skipped"]) == 2 and "found twice" in caplog.text
@@ -529,7 +690,11 @@ accuracies = st.lists(st.floats(0, 1).map(lambda value: round(value, 3)), min_si
 @settings(deadline=None, max_examples=40)
 @given(st.data(), accuracies)
 def test_compare_is_the_paired_t_test(data, a):
-    b = data.draw(st.lists(st.floats(0, 1).map(lambda value: round(value, 3)), min_size=len(a), max_size=len(a)))
+    b = data.draw(
+        st.lists(
+            st.floats(0, 1).map(lambda value: round(value, 3)), min_size=len(a), max_size=len(a)
+        )
+    )
     rows = [dict(task="t", model="m", method=method, seed=seed, final=True, split="test", metric="accuracy", value=value)
             for method, values in (("A", a), ("B", b)) for seed, value in enumerate(values)]  # fmt: skip
     frame = pandas.DataFrame(rows).sample(frac=1, random_state=0)
@@ -539,11 +704,17 @@ def test_compare_is_the_paired_t_test(data, a):
     if np.ptp(differences) > 1e-9:
         test = stats.ttest_rel(a, b)
         interval = test.confidence_interval(0.95)
-        np.testing.assert_allclose((row["low"], row["high"]), (interval.low, interval.high), rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(
+            (row["low"], row["high"]), (interval.low, interval.high), rtol=1e-7, atol=1e-12
+        )
         if abs(test.pvalue - 0.05) > 1e-9:
-            assert row["verdict"] == ("open" if test.pvalue > 0.05 else "higher" if test.statistic > 0 else "lower")
+            assert row["verdict"] == (
+                "open" if test.pvalue > 0.05 else "higher" if test.statistic > 0 else "lower"
+            )
     other = records.compare(frame, "B", "A").iloc[0]
-    assert (other["difference"], other["low"], other["high"]) == pytest.approx((-row["difference"], -row["high"], -row["low"]), abs=1e-12)
+    assert (other["difference"], other["low"], other["high"]) == pytest.approx(
+        (-row["difference"], -row["high"], -row["low"]), abs=1e-12
+    )
 
 
 VALUES = {"LP-FT": {0: 0.9, 1: 0.8, 2: 0.85}, "FT": {0: 0.7, 1: 0.65, 2: 0.6}}
@@ -551,8 +722,20 @@ VALUES = {"LP-FT": {0: 0.9, 1: 0.8, 2: 0.85}, "FT": {0: 0.7, 1: 0.65, 2: 0.6}}
 
 def test_compare_takes_the_last_stage_of_each_method(tmp_path):
     row = records.compare(write_all(tmp_path, VALUES), "LP-FT", "FT").iloc[0]
-    assert row["difference"] == pytest.approx(0.2) and row["n"] == 3 and row["verdict"] == "higher" and row["dropped"] == ""
-    assert (row["task"], row["model"], row["a"], row["b"], row["metric"], row["split"]) == ("toy", "tiny", "LP-FT", "FT", "accuracy", "test")
+    assert (
+        row["difference"] == pytest.approx(0.2)
+        and row["n"] == 3
+        and row["verdict"] == "higher"
+        and row["dropped"] == ""
+    )
+    assert (row["task"], row["model"], row["a"], row["b"], row["metric"], row["split"]) == (
+        "toy",
+        "tiny",
+        "LP-FT",
+        "FT",
+        "accuracy",
+        "test",
+    )
 
 
 def test_compare_one_row_a_cell(tmp_path):
@@ -567,16 +750,28 @@ def test_compare_one_row_a_cell(tmp_path):
 def test_seeds_without_a_partner_are_left_out_and_named(tmp_path, caplog):
     frame = write_all(tmp_path, {"LP-FT": {0: 0.9, 1: 0.8, 2: 0.7}, "FT": {1: 0.6, 2: 0.6, 7: 0.1}})
     row = records.compare(frame, "LP-FT", "FT").iloc[0]
-    assert row["n"] == 2 and row["difference"] == pytest.approx(0.15) and row["dropped"] == "LP-FT: 0; FT: 7"
+    assert (
+        row["n"] == 2
+        and row["difference"] == pytest.approx(0.15)
+        and row["dropped"] == "LP-FT: 0; FT: 7"
+    )
     assert "left out" in caplog.text
-    alone = records.compare(write_all(tmp_path / "alone", {"LP-FT": {0: 0.9}, "FT": {1: 0.6}}), "LP-FT", "FT").iloc[0]
+    alone = records.compare(
+        write_all(tmp_path / "alone", {"LP-FT": {0: 0.9}, "FT": {1: 0.6}}), "LP-FT", "FT"
+    ).iloc[0]
     assert alone["n"] == 0 and math.isnan(alone["difference"]) and alone["verdict"] == "open"
 
 
 def test_one_seed_and_missing_values_are_open(tmp_path):
-    single = records.compare(write_all(tmp_path / "a", {"LP-FT": {0: 0.9}, "FT": {0: 0.1}}), "LP-FT", "FT").iloc[0]
+    single = records.compare(
+        write_all(tmp_path / "a", {"LP-FT": {0: 0.9}, "FT": {0: 0.1}}), "LP-FT", "FT"
+    ).iloc[0]
     assert single["n"] == 1 and single["verdict"] == "open" and math.isnan(single["low"])
-    missing = records.compare(write_all(tmp_path / "b", {"LP-FT": {0: 0.9, 1: float("nan")}, "FT": {0: 0.1, 1: 0.1}}), "LP-FT", "FT").iloc[0]
+    missing = records.compare(
+        write_all(tmp_path / "b", {"LP-FT": {0: 0.9, 1: float("nan")}, "FT": {0: 0.1, 1: 0.1}}),
+        "LP-FT",
+        "FT",
+    ).iloc[0]
     assert math.isnan(missing["difference"]) and missing["verdict"] == "open"
 
 
@@ -584,7 +779,10 @@ def test_failed_runs_do_not_enter(tmp_path):
     write_all(tmp_path, VALUES)
     records.write_record(make("FT", 3, 0.0, status="failed"), None, tmp_path)
     records.write_record(make("LP-FT", 3, 1.0), None, tmp_path)
-    assert records.compare(records.load_results(tmp_path), "LP-FT", "FT").loc[0, "dropped"] == "LP-FT: 3"
+    assert (
+        records.compare(records.load_results(tmp_path), "LP-FT", "FT").loc[0, "dropped"]
+        == "LP-FT: 3"
+    )
 
 
 MIXTURES = {
@@ -621,7 +819,19 @@ def test_a_column_in_by_separates_settings(tmp_path):
 
 
 def test_two_values_a_seed_are_refused():
-    rows = [dict(task="t", model="m", method=method, seed=0, final=True, split="test", metric="accuracy", value=0.5) for method in "AAB"]
+    rows = [
+        dict(
+            task="t",
+            model="m",
+            method=method,
+            seed=0,
+            final=True,
+            split="test",
+            metric="accuracy",
+            value=0.5,
+        )
+        for method in "AAB"
+    ]
     with pytest.raises(ValueError, match=r"one value of A per seed, got several for seeds \[0\]"):
         records.compare(pandas.DataFrame(rows), "A", "B")
 
@@ -640,7 +850,9 @@ def test_misspelt_names_are_answered_with_close_ones(arguments, message, tmp_pat
 
 
 def outcomes(source, target, **options):
-    return dict(records.publish(source, target, **options)[["run_id", "outcome"]].itertuples(index=False))
+    return dict(
+        records.publish(source, target, **options)[["run_id", "outcome"]].itertuples(index=False)
+    )
 
 
 def test_publish_copies_once_and_gathers(tmp_path):
@@ -658,7 +870,9 @@ def test_publish_copies_once_and_gathers(tmp_path):
     assert outcomes(runs, results)[good.stem] == "unchanged"
     assert before == {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
     gathered = pandas.read_parquet(results / "index.parquet")
-    pandas.testing.assert_frame_equal(gathered, records.load_results(results), check_dtype=False, check_categorical=False)
+    pandas.testing.assert_frame_equal(
+        gathered, records.load_results(results), check_dtype=False, check_categorical=False
+    )
 
 
 def test_publish_never_replaces_another_record(tmp_path):
@@ -683,7 +897,9 @@ def test_large_arrays_stay_behind(tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
 def test_publish_refuses_missing_and_damaged_arrays(damage, tmp_path):
     runs, results = tmp_path / "runs", tmp_path / "results"
-    arrays = records.write_record(make(), {"logits": torch.ones(3, 2)}, runs).with_suffix(".safetensors")
+    arrays = records.write_record(make(), {"logits": torch.ones(3, 2)}, runs).with_suffix(
+        ".safetensors"
+    )
     arrays.unlink() if damage == "missing" else arrays.write_bytes(arrays.read_bytes()[:-1])
     assert outcomes(runs, results) == {arrays.stem: "refused"}
     assert not results.exists()

@@ -12,7 +12,11 @@ from test_calibration import nature
 
 from lpft_nb.calibration import expected_calibration_error, maximum_calibration_error, top_label
 from lpft_nb.reliability import (
-    confidence_histogram, reliability_diagram, reliability_pair, reliability_panels, reliability_table,
+    confidence_histogram,
+    reliability_diagram,
+    reliability_pair,
+    reliability_panels,
+    reliability_table,
 )
 
 COLUMNS = ["low", "high", "count", "confidence", "accuracy", "accuracy_low", "accuracy_high"]
@@ -32,20 +36,34 @@ def test_table_against_a_loop_and_scipys_intervals(bins):
     assert list(table.columns) == COLUMNS and len(table) == bins and table["count"].sum() == 120
     for index, row in enumerate(table.itertuples()):
         inside = (confidence > index / bins) & (confidence <= (index + 1) / bins)
-        assert row.count == inside.sum() and row.low == pytest.approx(index / bins) and row.high == pytest.approx((index + 1) / bins)
+        assert (
+            row.count == inside.sum()
+            and row.low == pytest.approx(index / bins)
+            and row.high == pytest.approx((index + 1) / bins)
+        )
         if not inside.any():
-            assert np.isnan([row.confidence, row.accuracy, row.accuracy_low, row.accuracy_high]).all()
+            assert np.isnan(
+                [row.confidence, row.accuracy, row.accuracy_low, row.accuracy_high]
+            ).all()
             continue
-        expected = binomtest(int(correct[inside].sum()), int(inside.sum())).proportion_ci(0.9, method="exact")
-        assert (row.confidence, row.accuracy) == pytest.approx((confidence[inside].mean(), correct[inside].mean()))
-        assert (row.accuracy_low, row.accuracy_high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+        expected = binomtest(int(correct[inside].sum()), int(inside.sum())).proportion_ci(
+            0.9, method="exact"
+        )
+        assert (row.confidence, row.accuracy) == pytest.approx(
+            (confidence[inside].mean(), correct[inside].mean())
+        )
+        assert (row.accuracy_low, row.accuracy_high) == pytest.approx(
+            (expected.low, expected.high), abs=1e-9
+        )
 
 
 def test_table_adds_up_to_the_errors():
     logits, labels = nature(300, 2, factor=3.0)
     table = reliability_table(logits, labels)
     gaps = (table["confidence"] - table["accuracy"]).abs()
-    assert (gaps * table["count"]).sum() / 300 == pytest.approx(expected_calibration_error(logits, labels))
+    assert (gaps * table["count"]).sum() / 300 == pytest.approx(
+        expected_calibration_error(logits, labels)
+    )
     assert gaps.max() == pytest.approx(maximum_calibration_error(logits, labels))
 
 
@@ -76,7 +94,9 @@ def test_histogram_holds_shares_and_two_lines():
     confidence_histogram(axes, logits, labels)
     confidence, correct = top_label(logits, labels)
     assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
-    assert [line.get_xdata()[0] for line in axes.lines] == pytest.approx([confidence.mean(), correct.mean()])
+    assert [line.get_xdata()[0] for line in axes.lines] == pytest.approx(
+        [confidence.mean(), correct.mean()]
+    )
 
 
 def test_panels_have_a_column_each_and_tell_the_error():
@@ -84,14 +104,26 @@ def test_panels_have_a_column_each_and_tell_the_error():
     figure = reliability_pair(logits, logits / 3, labels)
     assert len(figure.axes) == 4
     titles = [axes.get_title() for axes in figure.axes[:2]]
-    assert titles[0] == f"before: ECE {100 * expected_calibration_error(logits, labels):.1f} %, n = 80" and titles[1].startswith("after")
-    assert len(reliability_panels(dict.fromkeys("abc", logits), dict.fromkeys("abc", labels)).axes) == 6
+    assert titles[
+        0
+    ] == f"before: ECE {100 * expected_calibration_error(logits, labels):.1f} %, n = 80" and titles[
+        1
+    ].startswith("after")
+    assert (
+        len(reliability_panels(dict.fromkeys("abc", logits), dict.fromkeys("abc", labels)).axes)
+        == 6
+    )
     figure.canvas.draw()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"bins": 0}, "bins"), ({"level": 95}, "level"), ({"probabilities": True}, "probabilities"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bins": 0}, "bins"),
+        ({"level": 95}, "level"),
+        ({"probabilities": True}, "probabilities"),
+    ],
+)
 def test_wrong_input_is_refused(arguments, message):
     logits, labels = nature(30, 6)
     if arguments.pop("probabilities", False):

@@ -1,4 +1,5 @@
 """Stages: exactly what is listed moves, every architecture takes LoRA, runs repeat bit for bit and survive a kill."""
+
 import dataclasses
 import json
 import os
@@ -16,13 +17,13 @@ import lpft_nb.stages as stages
 from lpft_nb.calibration import calibration_metrics
 from lpft_nb.classifier import Classifier, features_of, logits_of
 from lpft_nb.linear_probe import fit_probe
-from lpft_nb.lora import add_lora, lora_targets, merge_lora
+from lpft_nb.models.lora import add_lora, lora_targets, merge_lora
 from lpft_nb.stages import FineTune, LinearProbe, LoRA, ScaleHead, method_stages, run_stages
 from lpft_nb.tasks import load_task
 from lpft_nb.temperature import fit_temperature
 
 FUSED = {"modernbert": ("Wqkv",), "gpt2": ("c_attn",), "gpt-neox": ("query_key_value",)}
-SCRIPT = Path(__file__).parent / "stages_script.py"
+SCRIPT = Path(__file__).parent / "training" / "stages_script.py"
 QUICK = dict(epochs=2, learning_rate=1e-3, batch_size=8)
 
 
@@ -34,11 +35,16 @@ def own_cache(tmp_path, monkeypatch):
 def write_task(folder):
     "Lines of words with two classes, in a file; 60 examples."
     generator = torch.Generator().manual_seed(0)
-    words = (("good great movie film value", "bad dull noise cat dog"), "matrix vector norm sum mean graph tree".split())
+    words = (
+        ("good great movie film value", "bad dull noise cat dog"),
+        "matrix vector norm sum mean graph tree".split(),
+    )
     lines = []
     for number in range(60):
         label = number % 2
-        pick = lambda pool, count: [pool[int(i)] for i in torch.randint(len(pool), (count,), generator=generator)]
+        pick = lambda pool, count: [
+            pool[int(i)] for i in torch.randint(len(pool), (count,), generator=generator)
+        ]
         text = pick(words[0][label].split(), 2) + pick(words[1], 2 + number % 5)
         lines.append(json.dumps(dict(text=" ".join(text), label=label)))
     path = Path(folder) / "words.jsonl"
@@ -61,6 +67,7 @@ def weights(model):
 
 # --- what moves ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("method", ["LP", "FT", "LP-FT", "LoRA", "LP-LoRA"])
 def test_exactly_the_listed_parameters_move(method, task):
     for stage in method_stages(method, fine_tune=FineTune(**QUICK), lora=LoRA(r=2, **QUICK)):
@@ -70,49 +77,75 @@ def test_exactly_the_listed_parameters_move(method, task):
         model = small()
         result = run_stages(model, task, [stage], device="cpu")
         moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-        if stage.name == "LP": assert listed == {"head.weight", "head.bias"}
-        if stage.name == "LoRA": assert all(n.startswith("head.") or "lora_" in n for n in listed)
+        if stage.name == "LP":
+            assert listed == {"head.weight", "head.bias"}
+        if stage.name == "LoRA":
+            assert all(n.startswith("head.") or "lora_" in n for n in listed)
         assert moved == listed  # Adam moves even a key bias, by rounding
         rows = result.metrics
-        assert rows[(rows.stage == stage.name) & (rows.metric == "trainable_parameters")].value.item() == sum(before[n].numel() for n in listed)
+        assert rows[
+            (rows.stage == stage.name) & (rows.metric == "trainable_parameters")
+        ].value.item() == sum(before[n].numel() for n in listed)
 
 
 def test_subset_patterns(task):
     model = small()
     before = weights(model)
-    run_stages(model, task, [FineTune(trainable=("head.*", "backbone.encoder.layer.1.*"), **QUICK)], device="cpu")
+    run_stages(
+        model,
+        task,
+        [FineTune(trainable=("head.*", "backbone.encoder.layer.1.*"), **QUICK)],
+        device="cpu",
+    )
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n in before if n.startswith(("head.", "backbone.encoder.layer.1."))}
 
 
 def test_a_pattern_without_a_match_is_refused(task):
-    with pytest.raises(ValueError, match=r"'layer\.9' matches no parameter"): run_stages(small(), task, [FineTune(trainable=("layer.9",), **QUICK)], device="cpu")
+    with pytest.raises(ValueError, match=r"'layer\.9' matches no parameter"):
+        run_stages(small(), task, [FineTune(trainable=("layer.9",), **QUICK)], device="cpu")
 
 
 # --- calibration -----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("method", ["LP", "FT", "LP-FT", "LoRA", "LP-LoRA"])
 def test_every_stage_end_is_calibrated_from_its_own_logits(method, task):
     stages_of_method = method_stages(method, fine_tune=FineTune(**QUICK), lora=LoRA(r=2, **QUICK))
     result = run_stages(small(), task, stages_of_method, device="cpu")
     for stage in [stage.name for stage in stages_of_method]:
-        value = result.metrics[result.metrics.stage == stage].set_index(["split", "metric"])["value"]
-        logits, labels = ({split: result.arrays[f"{kind}/{split}"] for split in ("validation", "test")} for kind in (f"logits/{stage}", "labels"))
+        value = result.metrics[result.metrics.stage == stage].set_index(["split", "metric"])[
+            "value"
+        ]
+        logits, labels = (
+            {split: result.arrays[f"{kind}/{split}"] for split in ("validation", "test")}
+            for kind in (f"logits/{stage}", "labels")
+        )
         for name, number in calibration_metrics(logits["test"], labels["test"]).items():
             assert value["test", name] == pytest.approx(number, rel=1e-9, nan_ok=True), name
         fact = next(fact for fact in result.stages if fact["name"] == stage)
         if fact["no_temperature"]:
             assert value["validation", "temperature"] != value["validation", "temperature"]
             continue
-        assert value["validation", "temperature"] == pytest.approx(fit_temperature(logits["validation"], labels["validation"]), rel=1e-9)
-        scaled = calibration_metrics(logits["test"].double() / value["validation", "temperature"], labels["test"])
-        assert {name: value["test", f"{name}_after_temperature"] for name in scaled} == pytest.approx(scaled, rel=1e-9, nan_ok=True)
+        assert value["validation", "temperature"] == pytest.approx(
+            fit_temperature(logits["validation"], labels["validation"]), rel=1e-9
+        )
+        scaled = calibration_metrics(
+            logits["test"].double() / value["validation", "temperature"], labels["test"]
+        )
+        assert {
+            name: value["test", f"{name}_after_temperature"] for name in scaled
+        } == pytest.approx(scaled, rel=1e-9, nan_ok=True)
     assert not result.metrics.duplicated(["stage", "split", "metric"]).any()
-    assert not ((result.metrics.split == "train") & result.metrics.metric.isin(["ece", "temperature"])).any()
+    assert not (
+        (result.metrics.split == "train") & result.metrics.metric.isin(["ece", "temperature"])
+    ).any()
 
 
 def test_a_validation_split_with_one_class_does_not_end_a_run(task):
-    one_class = dataclasses.replace(task, validation=task.validation.filter(lambda row: row["label"] == 0))
+    one_class = dataclasses.replace(
+        task, validation=task.validation.filter(lambda row: row["label"] == 0)
+    )
     result = run_stages(small(), one_class, [LinearProbe(), FineTune(**QUICK)], device="cpu")
     assert ["one class" in fact["no_temperature"] for fact in result.stages] == [True, True]
     needs = result.metrics.metric.str.contains("temperature")
@@ -122,25 +155,41 @@ def test_a_validation_split_with_one_class_does_not_end_a_run(task):
 
 # --- a scaled head ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_scaled_head_multiplies_all_logits_and_nothing_else(task, bias, capsys):
     model = small(head_bias=bias)
     before, logits = weights(model), logits_of(model, task.test)
     result = run_stages(model, task, [ScaleHead(50)], device="cpu")
     torch.testing.assert_close(logits_of(model, task.test), 50 * logits, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(result.arrays["logits/scale/test"], 50 * logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        result.arrays["logits/scale/test"], 50 * logits, rtol=1e-5, atol=1e-5
+    )
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.detach(), before[name] * (50 if name.startswith("head.") else 1), rtol=0, atol=0)
-    value = lambda stage, metric, split="stage": result.metrics.query("stage == @stage and split == @split and metric == @metric").value.item()
+        torch.testing.assert_close(
+            parameter.detach(),
+            before[name] * (50 if name.startswith("head.") else 1),
+            rtol=0,
+            atol=0,
+        )
+    value = lambda stage, metric, split="stage": result.metrics.query(
+        "stage == @stage and split == @split and metric == @metric"
+    ).value.item()
     assert value("scale", "head_norm") == pytest.approx(50 * value("start", "head_norm"), rel=1e-6)
-    assert value("scale", "trainable_parameters") == 0 and value("scale", "accuracy", "test") == value("start", "accuracy", "test")
+    assert value("scale", "trainable_parameters") == 0 and value(
+        "scale", "accuracy", "test"
+    ) == value("start", "accuracy", "test")
     assert result.stages[0]["settings"] == {"factor": 50} and result.stages[0]["trainable"] == []
-    assert "scale trains nothing\nthe head, weights and bias, is multiplied by 50" in capsys.readouterr().out
+    assert (
+        "scale trains nothing\nthe head, weights and bias, is multiplied by 50"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf"), True, None, "2"])
 def test_a_factor_that_scales_to_nothing_is_refused(factor):
-    with pytest.raises(ValueError, match="expected a positive number"): ScaleHead(factor)
+    with pytest.raises(ValueError, match="expected a positive number"):
+        ScaleHead(factor)
 
 
 def test_a_scaled_head_is_what_training_starts_from(task):
@@ -149,10 +198,19 @@ def test_a_scaled_head_is_what_training_starts_from(task):
     by_hand = small()
     run_stages(by_hand, task, [LinearProbe()], device="cpu")
     with torch.no_grad():
-        for parameter in by_hand.head.parameters(): parameter.mul_(10)
-    assert torch.equal(run_stages(by_hand, task, [stage], device="cpu").arrays["logits/FT/test"], whole.arrays["logits/FT/test"])
+        for parameter in by_hand.head.parameters():
+            parameter.mul_(10)
+    assert torch.equal(
+        run_stages(by_hand, task, [stage], device="cpu").arrays["logits/FT/test"],
+        whole.arrays["logits/FT/test"],
+    )
     plain = run_stages(small(), task, [LinearProbe(), stage], device="cpu")
-    assert torch.equal(run_stages(small(), task, [LinearProbe(), ScaleHead(1), stage], device="cpu").arrays["logits/FT/test"], plain.arrays["logits/FT/test"])
+    assert torch.equal(
+        run_stages(small(), task, [LinearProbe(), ScaleHead(1), stage], device="cpu").arrays[
+            "logits/FT/test"
+        ],
+        plain.arrays["logits/FT/test"],
+    )
 
 
 def test_a_run_cut_after_the_scaling_goes_on_with_the_scaled_head(task, tmp_path):
@@ -165,13 +223,16 @@ def test_a_run_cut_after_the_scaling_goes_on_with_the_scaled_head(task, tmp_path
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
+
 def test_the_probe_stage_is_the_exact_probe(task):
     model = small()
     labels = torch.tensor(list(task.train["label"]))
     fit = fit_probe(features_of(model, task.train), labels, seed=0, num_classes=2)
     result = run_stages(model, task, [LinearProbe()], device="cpu")
     torch.testing.assert_close(model.head.weight.double(), fit.weight, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(result.arrays["logits/LP/test"], logits_of(model, task.test), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        result.arrays["logits/LP/test"], logits_of(model, task.test), rtol=1e-4, atol=1e-4
+    )
     assert result.stages[0]["penalty"] == fit.penalty
 
 
@@ -179,23 +240,42 @@ def test_measured_rows_agree_with_the_model(task):
     model = small()
     reference = features_of(model, task.test)
     result = run_stages(model, task, [LinearProbe(), FineTune(**QUICK)], device="cpu")
-    value = lambda metric, split="test": result.metrics.query("stage == 'FT' and split == @split and metric == @metric").value.item()
+    value = lambda metric, split="test": result.metrics.query(
+        "stage == 'FT' and split == @split and metric == @metric"
+    ).value.item()
     logits, labels = logits_of(model, task.test), torch.tensor(list(task.test["label"]))
     torch.testing.assert_close(result.arrays["logits/FT/test"], logits, rtol=1e-5, atol=1e-5)
     assert value("accuracy") == pytest.approx((logits.argmax(1) == labels).double().mean().item())
-    assert value("nll") == pytest.approx(torch.nn.functional.cross_entropy(logits.double(), labels).item(), rel=1e-5)
-    assert value("feature_change") == pytest.approx((features_of(model, task.test) - reference).double().norm(dim=1).mean().item(), rel=1e-5)
+    assert value("nll") == pytest.approx(
+        torch.nn.functional.cross_entropy(logits.double(), labels).item(), rel=1e-5
+    )
+    assert value("feature_change") == pytest.approx(
+        (features_of(model, task.test) - reference).double().norm(dim=1).mean().item(), rel=1e-5
+    )
     assert value("head_norm", "stage") == pytest.approx(model.head.weight.norm().item(), rel=1e-6)
-    cut = run_stages(small(), task, [LinearProbe()], device="cpu", max_length=7).metrics.query("metric == 'truncated' and split == 'train'").value.item()
+    cut = (
+        run_stages(small(), task, [LinearProbe()], device="cpu", max_length=7)
+        .metrics.query("metric == 'truncated' and split == 'train'")
+        .value.item()
+    )
     assert cut == sum(len(text.split()) + 2 > 7 for text in task.train["text"]) > 0
-    assert set(result.metrics.stage) == {"start", "LP", "FT"} and set(result.arrays) >= {"labels/test", "logits/LP/train"}
+    assert set(result.metrics.stage) == {"start", "LP", "FT"} and set(result.arrays) >= {
+        "labels/test",
+        "logits/LP/train",
+    }
 
 
 def test_same_seed_same_bits(task):
-    first, second = (run_stages(small(), task, [LinearProbe(), FineTune(**QUICK)], seed=3, device="cpu") for _ in range(2))
-    keep = lambda rows: rows[~rows.metric.isin(["seconds", "peak_memory_bytes"])].reset_index(drop=True)
+    first, second = (
+        run_stages(small(), task, [LinearProbe(), FineTune(**QUICK)], seed=3, device="cpu")
+        for _ in range(2)
+    )
+    keep = lambda rows: rows[~rows.metric.isin(["seconds", "peak_memory_bytes"])].reset_index(
+        drop=True
+    )
     assert keep(first.metrics).equals(keep(second.metrics)) and first.history.equals(second.history)
-    for name, value in first.arrays.items(): assert torch.equal(value, second.arrays[name]), name
+    for name, value in first.arrays.items():
+        assert torch.equal(value, second.arrays[name]), name
     other = run_stages(small(), task, [FineTune(**QUICK)], seed=4, device="cpu")
     assert not torch.equal(other.arrays["logits/FT/test"], first.arrays["logits/FT/test"])
 
@@ -208,34 +288,45 @@ def test_gradient_steps_are_recorded(task):
 
 # --- computed once ---------------------------------------------------------------------------------------------------
 
+
 def test_a_second_seed_computes_neither_tokens_nor_features(task, monkeypatch):
     run_stages(small(), task, [LinearProbe()], seed=0, device="cpu")
-    def refuse(*given, **more): raise AssertionError("computed again")
+
+    def refuse(*given, **more):
+        raise AssertionError("computed again")
+
     monkeypatch.setattr(stages, "features_of", refuse)
     monkeypatch.setattr(Classifier, "encode", refuse)
     run_stages(small(), task, [LinearProbe()], seed=1, device="cpu")
     changed = small()
-    with torch.no_grad(): next(changed.backbone.parameters())[0, 0] += 1e-3
-    with pytest.raises(AssertionError, match="computed again"): run_stages(changed, task, [LinearProbe()], seed=1, device="cpu")
+    with torch.no_grad():
+        next(changed.backbone.parameters())[0, 0] += 1e-3
+    with pytest.raises(AssertionError, match="computed again"):
+        run_stages(changed, task, [LinearProbe()], seed=1, device="cpu")
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------
+
 
 def test_lora_on_every_architecture(architecture, tmp_path):
     model = build_tiny_model(architecture, num_labels=2, dtype=torch.float32)
     batch = model.tokenize(["a good film", "the dull cat sat on the matrix"])
     before = model(**batch).logits
     targets = add_lora(model, r=2, alpha=2, seed=1)
-    assert targets == FUSED.get(architecture, targets) and (len(targets) == 2 or architecture in FUSED)
+    assert targets == FUSED.get(architecture, targets) and (
+        len(targets) == 2 or architecture in FUSED
+    )
     torch.testing.assert_close(model(**batch).logits, before, rtol=1e-6, atol=1e-7)  # B = 0
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "lora_B" in name: p.normal_(std=0.3)
+            if "lora_B" in name:
+                p.normal_(std=0.3)
     trained = model(**batch).logits
     assert not torch.allclose(trained, before)
     model.save_pretrained(tmp_path / "saved")
     again = Classifier.from_pretrained(tmp_path / "saved")
-    for name, value in model.state_dict().items(): assert torch.equal(again.state_dict()[name], value), name
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
     torch.testing.assert_close(again(**batch).logits, trained, rtol=1e-6, atol=1e-7)
     merge_lora(again)
     torch.testing.assert_close(again(**batch).logits, trained, rtol=1e-4, atol=1e-5)
@@ -245,7 +336,10 @@ def test_lora_on_every_architecture(architecture, tmp_path):
 def test_fused_matrices_are_named_in_the_stage_table(task, capsys):
     model = build_tiny_model("gpt2", num_labels=2, dtype=torch.float32)
     result = run_stages(model, task, [LoRA(r=2, **QUICK)], device="cpu")
-    assert "adapted matrices: c_attn" in capsys.readouterr().out and result.stages[0]["note"] == "adapted matrices: c_attn"
+    assert (
+        "adapted matrices: c_attn" in capsys.readouterr().out
+        and result.stages[0]["note"] == "adapted matrices: c_attn"
+    )
 
 
 def test_lora_head_trains_and_comes_back(task, tmp_path):
@@ -254,41 +348,62 @@ def test_lora_head_trains_and_comes_back(task, tmp_path):
     run_stages(model, task, [LoRA(r=2, **QUICK)], device="cpu")
     assert not torch.equal(model.head.weight, head)
     model.save_pretrained(tmp_path / "saved")
-    assert torch.equal(logits_of(Classifier.from_pretrained(tmp_path / "saved"), task.test), logits_of(model, task.test))
+    assert torch.equal(
+        logits_of(Classifier.from_pretrained(tmp_path / "saved"), task.test),
+        logits_of(model, task.test),
+    )
 
 
 def test_no_attention_no_default_targets():
-    with pytest.raises(ValueError, match="name the modules to adapt"): lora_targets(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="name the modules to adapt"):
+        lora_targets(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: FineTune(epochs=0), "epochs=0"), (lambda: FineTune(learning_rate=float("inf")), "learning_rate=inf"),
-    (lambda: FineTune(batch_size=True), "batch_size=True"), (lambda: LoRA(r=0), "r=0"), (lambda: FineTune(warmup_share=1.0), "warmup_share"),
-    (lambda: LinearProbe(epochs=5), "give both"), (lambda: LinearProbe(batch_size=5), "gradient steps"), (lambda: method_stages("LPFT"), "LP-FT")])
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: FineTune(epochs=0), "epochs=0"),
+        (lambda: FineTune(learning_rate=float("inf")), "learning_rate=inf"),
+        (lambda: FineTune(batch_size=True), "batch_size=True"),
+        (lambda: LoRA(r=0), "r=0"),
+        (lambda: FineTune(warmup_share=1.0), "warmup_share"),
+        (lambda: LinearProbe(epochs=5), "give both"),
+        (lambda: LinearProbe(batch_size=5), "gradient steps"),
+        (lambda: method_stages("LPFT"), "LP-FT"),
+    ],
+)
 def test_settings_that_cannot_train_are_refused(make, message):
-    with pytest.raises(ValueError, match=message): make()
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_a_head_of_another_size_is_refused(task):
-    with pytest.raises(ValueError, match="num_labels=2"): run_stages(build_tiny_model("bert", num_labels=3), task, [LinearProbe()], device="cpu")
+    with pytest.raises(ValueError, match="num_labels=2"):
+        run_stages(build_tiny_model("bert", num_labels=3), task, [LinearProbe()], device="cpu")
 
 
 def test_a_folder_of_another_run_is_refused(task, tmp_path):
     run_stages(small(), task, [LinearProbe()], output=tmp_path / "out", device="cpu")
     for model, seed in ((small(seed=5), 0), (small(), 1)):
         with pytest.raises(ValueError, match="another model, task, seed or settings"):
-            run_stages(model, task, [LinearProbe()], seed=seed, output=tmp_path / "out", device="cpu")
+            run_stages(
+                model, task, [LinearProbe()], seed=seed, output=tmp_path / "out", device="cpu"
+            )
 
 
 def test_nan_weights_stop_the_run(task):
     model = small()
-    with torch.no_grad(): model.backbone.encoder.layer[0].attention.self.value.weight[:] = float("nan")
-    with pytest.raises(ValueError, match="NaN"): run_stages(model, task, [FineTune(**QUICK)], device="cpu")
+    with torch.no_grad():
+        model.backbone.encoder.layer[0].attention.self.value.weight[:] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        run_stages(model, task, [FineTune(**QUICK)], device="cpu")
 
 
 # --- a kill between and inside stages --------------------------------------------------------------------------------
+
 
 def same_numbers(a, b):
     "Bit for bit the same; NaN, where a measure has no value, in the same places."
@@ -297,34 +412,59 @@ def same_numbers(a, b):
 
 def start_script(folder, *more, processes=1):
     write_task(folder)
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LPFT_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen([sys.executable, *launcher, str(SCRIPT), str(folder), *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    launcher = (
+        []
+        if processes == 1
+        else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    )
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "LPFT_CACHE": str(folder / "cache"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(SCRIPT), str(folder), *more],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_two_processes_agree_with_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two): folder.mkdir()
+    for folder in (one, two):
+        folder.mkdir()
     run = start_script(one, "--dropout", "0")
     assert run.wait(timeout=300) == 0, run.stdout.read()
     run = start_script(two, "--dropout", "0", processes=2)
     output, _ = run.communicate(timeout=300)
     assert run.returncode == 0, output
-    first, second, other = (torch.load(folder / name, weights_only=True) for folder, name in ((one, "end.pt"), (two, "end.pt"), (two, "end-1.pt")))
+    first, second, other = (
+        torch.load(folder / name, weights_only=True)
+        for folder, name in ((one, "end.pt"), (two, "end.pt"), (two, "end-1.pt"))
+    )
     for name in first:
-        torch.testing.assert_close(second[name], first[name], rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)  # each element, the smallest logits too
-        assert (second[name] - first[name]).double().nan_to_num().norm() <= 1e-5 * first[name].double().nan_to_num().norm(), name
+        torch.testing.assert_close(
+            second[name], first[name], rtol=1e-4, atol=1e-5, equal_nan=True, msg=name
+        )  # each element, the smallest logits too
+        assert (second[name] - first[name]).double().nan_to_num().norm() <= 1e-5 * first[
+            name
+        ].double().nan_to_num().norm(), name
         assert same_numbers(second[name], other[name]), name
 
 
 def test_killed_inside_a_stage_ends_like_an_uninterrupted_run(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder in (whole, cut): folder.mkdir()
+    for folder in (whole, cut):
+        folder.mkdir()
     run = start_script(whole)
     output, _ = run.communicate(timeout=300)
     assert run.returncode == 0, output
     run, limit = start_script(cut, "--pause", "0.3"), time.monotonic() + 120
-    while not list(cut.glob("out/2-FT/checkpoint-*/complete.json")) and time.monotonic() < limit: time.sleep(0.02)
+    while not list(cut.glob("out/2-FT/checkpoint-*/complete.json")) and time.monotonic() < limit:
+        time.sleep(0.02)
     run.send_signal(signal.SIGKILL)
     run.communicate()
     assert list(cut.glob("out/2-FT/checkpoint-*/complete.json")) and not (cut / "end.pt").exists()
@@ -332,4 +472,5 @@ def test_killed_inside_a_stage_ends_like_an_uninterrupted_run(tmp_path):
     output, _ = run.communicate(timeout=300)
     assert run.returncode == 0 and "LP: taken from the output folder" in output, output
     first, second = (torch.load(folder / "end.pt", weights_only=True) for folder in (whole, cut))
-    for name in first: assert same_numbers(first[name], second[name]), name
+    for name in first:
+        assert same_numbers(first[name], second[name]), name

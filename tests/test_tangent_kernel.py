@@ -1,4 +1,5 @@
 """The tangent kernel against brute-force autograd, over architectures, freezings, budgets, interruptions and processes."""
+
 import copy
 import os
 import re
@@ -13,19 +14,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent))
 import lpft_nb.tangent_kernel as engine
 from conftest import build_tiny_model, build_tokenizer
-from kernel_oracle import OTHERS, TEXTS, After, Conv, Doubled, Expert, Gained, Pair, Shifted, ShiftedNorm, assert_exact, distance, oracle
-from lpft_nb.gradient_factors import KernelError
-from lpft_nb.kernel_result import as_matrix
-from lpft_nb.lora import add_lora
+from kernel_oracle import (
+    OTHERS,
+    TEXTS,
+    After,
+    Conv,
+    Doubled,
+    Expert,
+    Gained,
+    Pair,
+    Shifted,
+    ShiftedNorm,
+    assert_exact,
+    distance,
+    oracle,
+)
+from lpft_nb.kernel.gradient_factors import KernelError
+from lpft_nb.kernel.result import as_matrix
+from lpft_nb.models.lora import add_lora
 from lpft_nb.tangent_kernel import tangent_kernel
 
 DENSE = "encoder.layer.0.intermediate.dense"
 
 
-def quick(*arguments, **options): return tangent_kernel(*arguments, quiet=True, **options)
+def quick(*arguments, **options):
+    return tangent_kernel(*arguments, quiet=True, **options)
 
 
 def replaced(model, name, module):
@@ -34,6 +49,7 @@ def replaced(model, name, module):
 
 
 # --- exact ---------------------------------------------------------------------------------------------------------
+
 
 def test_every_architecture(architecture):
     model = build_tiny_model(architecture)
@@ -62,11 +78,14 @@ def test_poolings_and_heads(name, pooling, bias, classes):
     a, b = model.tokenize(TEXTS[:3]), model.tokenize(OTHERS[:2])
     kernel = quick(model, a, b)
     assert_exact(kernel, oracle(model, a, b))
-    with torch.no_grad(): product = model.features(**a) @ model.features(**b).T
+    with torch.no_grad():
+        product = model.features(**a) @ model.features(**b).T
     torch.testing.assert_close(kernel.gram, product + bias)
 
 
-@pytest.mark.parametrize("name, change", [("bert", {}), ("modernbert", dict(local_attention=64)), ("llama", {})])
+@pytest.mark.parametrize(
+    "name, change", [("bert", {}), ("modernbert", dict(local_attention=64)), ("llama", {})]
+)
 def test_eager_attention_and_left_padding(name, change):
     model = build_tiny_model(name, backbone=change)
     expected = quick(model, model.tokenize(TEXTS))
@@ -75,28 +94,41 @@ def test_eager_attention_and_left_padding(name, change):
     left = model.tokenize(TEXTS)
     assert left["attention_mask"][0, 0] == 0
     kernel = quick(model, left)
-    assert distance(kernel.total, expected.total) < 1e-5  # eager attention takes its softmax in float32
+    assert (
+        distance(kernel.total, expected.total) < 1e-5
+    )  # eager attention takes its softmax in float32
     assert_exact(kernel, oracle(model, left))
 
 
 def test_backbones_whose_gradient_is_nan_are_refused():
-    model = build_tiny_model("modernbert")  # eager attention: padding beyond the window attends to nothing, 0 / 0
+    model = build_tiny_model(
+        "modernbert"
+    )  # eager attention: padding beyond the window attends to nothing, 0 / 0
     model.backbone.set_attn_implementation("eager")
-    with pytest.raises(KernelError, match="NaN"): quick(model, model.tokenize(TEXTS))
+    with pytest.raises(KernelError, match="NaN"):
+        quick(model, model.tokenize(TEXTS))
 
 
 @pytest.mark.parametrize("examples, tokens", [(1, 9), (5, 1), (5, 2), (2, 2), (3, 3), (1, 1)])
 def test_few_examples_and_tokens(examples, tokens):
     model = build_tiny_model("deberta-v2")
-    batch = {name: table[:examples, :tokens] for name, table in model.tokenize(TEXTS[1:] + TEXTS[:1]).items()}
+    batch = {
+        name: table[:examples, :tokens]
+        for name, table in model.tokenize(TEXTS[1:] + TEXTS[:1]).items()
+    }
     assert_exact(quick(model, batch), oracle(model, batch))
 
 
 def test_more_padding_changes_nothing():
     model = build_tiny_model("bert")
     a = model.tokenize(TEXTS)
-    wider = {name: nn.functional.pad(table, (0, 6), value=int(name == "input_ids")) for name, table in a.items()}
-    torch.testing.assert_close(quick(model, wider).total, quick(model, a).total, rtol=1e-12, atol=1e-14)
+    wider = {
+        name: nn.functional.pad(table, (0, 6), value=int(name == "input_ids"))
+        for name, table in a.items()
+    }
+    torch.testing.assert_close(
+        quick(model, wider).total, quick(model, a).total, rtol=1e-12, atol=1e-14
+    )
 
 
 def test_a_padding_id_among_the_words():
@@ -110,11 +142,19 @@ def test_a_padding_id_among_the_words():
 def test_other_integer_types(change):
     model = build_tiny_model("bert")
     batch = model.tokenize(TEXTS)
-    other = {name: (change(table) if name == "attention_mask" or change(table).dtype != torch.bool else table) for name, table in batch.items()}
+    other = {
+        name: (
+            change(table)
+            if name == "attention_mask" or change(table).dtype != torch.bool
+            else table
+        )
+        for name, table in batch.items()
+    }
     torch.testing.assert_close(quick(model, other).total, quick(model, batch).total)
 
 
 # --- shared, frozen, adapted ---------------------------------------------------------------------------------------
+
 
 def tie_layers(model):
     first, second = model.backbone.encoder.layer
@@ -168,9 +208,11 @@ FREEZINGS = {
 @pytest.mark.parametrize("trained", FREEZINGS.values(), ids=FREEZINGS)
 def test_frozen_parts(trained):
     model = build_tiny_model("bert")
-    for name, parameter in model.named_parameters(): parameter.requires_grad_(trained(name))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained(name))
     a, b = model.tokenize(TEXTS), model.tokenize(OTHERS)
-    for by in (None, "group"): assert_exact(quick(model, a, b, by=by), oracle(model, a, b))
+    for by in (None, "group"):
+        assert_exact(quick(model, a, b, by=by), oracle(model, a, b))
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
@@ -185,9 +227,11 @@ def test_lora(name):
     assert trained == set(adapters)
     start = quick(model, a, by="module")
     assert_exact(start, oracle(model, a))
-    for label, share in start.shares.items(): assert bool(share.any()) == ("lora_B" in label)  # A has no gradient while B is zero
+    for label, share in start.shares.items():
+        assert bool(share.any()) == ("lora_B" in label)  # A has no gradient while B is zero
     with torch.no_grad():
-        for parameter in adapters.values(): parameter.copy_(torch.randn_like(parameter))
+        for parameter in adapters.values():
+            parameter.copy_(torch.randn_like(parameter))
     kernel = quick(model, a)
     assert_exact(kernel, oracle(model, a))
     assert not kernel.plan.reasons
@@ -197,7 +241,9 @@ def test_half_precision_is_computed_in_float32_and_left_alone():
     model = build_tiny_model("bert", dtype=torch.bfloat16)
     double = copy.deepcopy(model).double()
     kernel = quick(model, model.tokenize(TEXTS))
-    assert kernel.total.dtype == torch.float32 and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert kernel.total.dtype == torch.float32 and {p.dtype for p in model.parameters()} == {
+        torch.bfloat16
+    }
     assert_exact(kernel, oracle(double, model.tokenize(TEXTS)), 1e-5)
 
 
@@ -205,33 +251,59 @@ def test_the_model_is_left_as_it_was():
     model = build_tiny_model("bert")
     model.backbone.embeddings.requires_grad_(False)
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
-    with torch.no_grad(): inside = quick(model, model.tokenize(TEXTS)).total
+    with torch.no_grad():
+        inside = quick(model, model.tokenize(TEXTS)).total
     torch.testing.assert_close(quick(model, model.tokenize(TEXTS)).total, inside)
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name][0]) and parameter.requires_grad == before[name][1] and parameter.grad is None
+        assert (
+            torch.equal(parameter, before[name][0])
+            and parameter.requires_grad == before[name][1]
+            and parameter.grad is None
+        )
     assert not any(module.training or module._forward_hooks for module in model.modules())
 
 
 # --- modules without a rule ----------------------------------------------------------------------------------------
 
-def linear(kind): return kind(16, 32, dtype=torch.float64)
+
+def linear(kind):
+    return kind(16, 32, dtype=torch.float64)
 
 
-def in_place(inner, x): return torch.relu_(inner(x))
-def by_keyword(inner, x): return inner(input=x)
+def in_place(inner, x):
+    return torch.relu_(inner(x))
+
+
+def by_keyword(inner, x):
+    return inner(input=x)
+
+
 def without_gradient(inner, x):
-    with torch.no_grad(): return inner(x) + 0 * x.sum()
-def checkpointed(inner, x): return torch.utils.checkpoint.checkpoint(inner, x, use_reentrant=False)
-def around(inner, x): return inner(x) + x @ inner.weight.T
-def in_turns(inner, x): return torch.stack([inner(one) for one in x])
+    with torch.no_grad():
+        return inner(x) + 0 * x.sum()
+
+
+def checkpointed(inner, x):
+    return torch.utils.checkpoint.checkpoint(inner, x, use_reentrant=False)
+
+
+def around(inner, x):
+    return inner(x) + x @ inner.weight.T
+
+
+def in_turns(inner, x):
+    return torch.stack([inner(one) for one in x])
 
 
 class GatedNorm(nn.Module):
     "A norm whose output depends on a second input."
+
     def __init__(self, width):
         super().__init__()
         self.weight = nn.Parameter(1 + 0.1 * torch.randn(width, dtype=torch.float64))
-    def forward(self, x, gate): return self.weight * x * gate.sigmoid()
+
+    def forward(self, x, gate):
+        return self.weight * x * gate.sigmoid()
 
 
 ODD_MODULES = {  # how to build it, and the parameters that must be computed by plain autograd
@@ -239,18 +311,40 @@ ODD_MODULES = {  # how to build it, and the parameters that must be computed by 
     "gained": (lambda: linear(Gained), {"weight", "bias", "gain"}),
     "shifted": (lambda: Shifted(linear(nn.Linear), 32), {"weight"}),
     "shifted norm": (lambda: nn.Sequential(linear(nn.Linear), ShiftedNorm(32)), {"1.weight"}),
-    "gated norm": (lambda: nn.Sequential(linear(nn.Linear), After(GatedNorm(32), lambda inner, x: inner(x, x.flip(-1)))), {"1.inner.weight"}),
-    "gated by keyword": (lambda: nn.Sequential(linear(nn.Linear), After(GatedNorm(32), lambda inner, x: inner(x, gate=x.flip(-1)))), {"1.inner.weight"}),
-    "prelu": (lambda: nn.Sequential(linear(nn.Linear), nn.PReLU(dtype=torch.float64)), {"1.weight"}),
-    "tuple": (lambda: After(linear(Pair), lambda inner, x: inner(x)[0]), {"inner.weight", "inner.bias"}),
+    "gated norm": (
+        lambda: nn.Sequential(
+            linear(nn.Linear), After(GatedNorm(32), lambda inner, x: inner(x, x.flip(-1)))
+        ),
+        {"1.inner.weight"},
+    ),
+    "gated by keyword": (
+        lambda: nn.Sequential(
+            linear(nn.Linear), After(GatedNorm(32), lambda inner, x: inner(x, gate=x.flip(-1)))
+        ),
+        {"1.inner.weight"},
+    ),
+    "prelu": (
+        lambda: nn.Sequential(linear(nn.Linear), nn.PReLU(dtype=torch.float64)),
+        {"1.weight"},
+    ),
+    "tuple": (
+        lambda: After(linear(Pair), lambda inner, x: inner(x)[0]),
+        {"inner.weight", "inner.bias"},
+    ),
     "in place": (lambda: After(linear(nn.Linear), in_place), {"inner.weight", "inner.bias"}),
     "keyword": (lambda: After(linear(nn.Linear), by_keyword), {"inner.weight", "inner.bias"}),
     "no_grad": (lambda: After(linear(nn.Linear), without_gradient), {"inner.weight", "inner.bias"}),
     "checkpoint": (lambda: After(linear(nn.Linear), checkpointed), set()),
     "outside": (lambda: After(linear(nn.Linear), around), {"inner.weight"}),
     "one by one": (lambda: After(linear(nn.Linear), in_turns), {"inner.weight", "inner.bias"}),
-    "convolution": (lambda: nn.Sequential(Conv(16), linear(nn.Linear)), {"0.conv.weight", "0.conv.bias"}),
-    "weight norm": (lambda: nn.utils.parametrizations.weight_norm(linear(nn.Linear)), {"parametrizations.weight.original0", "parametrizations.weight.original1"}),
+    "convolution": (
+        lambda: nn.Sequential(Conv(16), linear(nn.Linear)),
+        {"0.conv.weight", "0.conv.bias"},
+    ),
+    "weight norm": (
+        lambda: nn.utils.parametrizations.weight_norm(linear(nn.Linear)),
+        {"parametrizations.weight.original0", "parametrizations.weight.original1"},
+    ),
 }
 
 
@@ -265,22 +359,33 @@ def test_odd_modules_fall_back_and_are_named(build, explicit):
     assert all(name in str(kernel.plan) for name in list(kernel.plan.reasons)[:4])
 
 
-@pytest.mark.parametrize("change", [dict(max_norm=1.0), dict(scale_grad_by_freq=True), dict(sparse=True)], ids=str)
+@pytest.mark.parametrize(
+    "change", [dict(max_norm=1.0), dict(scale_grad_by_freq=True), dict(sparse=True)], ids=str
+)
 def test_odd_embeddings(change):
     model = build_tiny_model("bert")
     table = model.backbone.embeddings.word_embeddings
-    for name, value in change.items(): setattr(table, name, value)
+    for name, value in change.items():
+        setattr(table, name, value)
     batch = model.tokenize(TEXTS)
-    with torch.no_grad(): model(**batch)  # max_norm changes the rows that are read
+    with torch.no_grad():
+        model(**batch)  # max_norm changes the rows that are read
     kernel = quick(model, batch)
-    if "scale_grad_by_freq" not in change: assert_exact(kernel, oracle(model, batch))
+    if "scale_grad_by_freq" not in change:
+        assert_exact(kernel, oracle(model, batch))
     assert bool(kernel.plan.reasons) == ("sparse" not in change)
 
 
 def test_an_expert_that_the_probe_does_not_see():
     model = replaced(build_tiny_model("bert"), DENSE, Expert(linear(nn.Linear), 32))
-    expert, batch, seen = model.backbone.encoder.layer[0].intermediate.dense, model.tokenize(TEXTS), []
-    handle = expert.inner.register_forward_hook(lambda module, given, output: seen.append(output[:, 0]))
+    expert, batch, seen = (
+        model.backbone.encoder.layer[0].intermediate.dense,
+        model.tokenize(TEXTS),
+        [],
+    )
+    handle = expert.inner.register_forward_hook(
+        lambda module, given, output: seen.append(output[:, 0])
+    )
     expert.chosen = lambda y: torch.zeros(len(y), dtype=torch.bool)
     model(**batch)
     handle.remove()
@@ -304,7 +409,9 @@ def test_an_expert_that_only_some_passes_call(monkeypatch):
     expert.chosen = lambda y: y[:, 0, 0] > table_middle
     seen = []
     table_middle = float("inf")
-    handle = expert.inner.register_forward_hook(lambda module, given, output: seen.append(output[:, 0, 0]))
+    handle = expert.inner.register_forward_hook(
+        lambda module, given, output: seen.append(output[:, 0, 0])
+    )
     model(**batch)
     handle.remove()
     order = seen[0][[1, 2]].sort().values
@@ -315,10 +422,14 @@ def test_an_expert_that_only_some_passes_call(monkeypatch):
 
 # --- laws ----------------------------------------------------------------------------------------------------------
 
+
 def test_symmetric_to_the_last_bit_and_psd():
     model = build_tiny_model("bert", dtype=torch.float32)
     for n in (5, 17, 40):
-        batch = {name: table[1:4].repeat(14, 1)[:n].clone() for name, table in model.tokenize(TEXTS).items()}
+        batch = {
+            name: table[1:4].repeat(14, 1)[:n].clone()
+            for name, table in model.tokenize(TEXTS).items()
+        }
         batch["input_ids"][:, 1] = 5 + torch.arange(n)
         kernel = quick(model, batch)
         for part in (kernel.pretrain_effective, kernel.ft_effective, kernel.total):
@@ -336,7 +447,9 @@ def test_permutation_and_concatenation(order, cut):
     whole = quick(model, a)
     moved = quick(model, {name: table[list(order)] for name, table in a.items()})
     torch.testing.assert_close(moved.total, whole.total[list(order)][:, :, list(order)])
-    first, rest = ({name: table[part] for name, table in a.items()} for part in (slice(cut), slice(cut, None)))
+    first, rest = (
+        {name: table[part] for name, table in a.items()} for part in (slice(cut), slice(cut, None))
+    )
     torch.testing.assert_close(quick(model, first, rest).total, whole.total[:cut, :, cut:])
     torch.testing.assert_close(quick(model, rest, first).total, whole.total[cut:, :, :cut])
     torch.testing.assert_close(quick(model, rest).total, whole.total[cut:, :, cut:])
@@ -347,13 +460,15 @@ def test_head_scale(scale):
     model = build_tiny_model("bert")
     a = model.tokenize(TEXTS)
     before = quick(model, a)
-    with torch.no_grad(): model.head.weight.mul_(scale)
+    with torch.no_grad():
+        model.head.weight.mul_(scale)
     after = quick(model, a)
     torch.testing.assert_close(after.ft_effective, scale**2 * before.ft_effective)
     assert torch.equal(after.gram, before.gram)
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["bert", "t5"])
 @pytest.mark.parametrize("two_sides", [False, True])
@@ -364,11 +479,16 @@ def test_small_budgets_agree_with_large_ones(name, two_sides):
     assert len(large.plan.passes) == 1 and large.plan.block == (15, 9 if two_sides else 15)
     passes, blocks = set(), set()
     for memory in (600_000, 430_000):
-        try: small = quick(model, a, b, by="group", memory=memory)
-        except KernelError: continue
+        try:
+            small = quick(model, a, b, by="group", memory=memory)
+        except KernelError:
+            continue
         passes.add(len(small.plan.passes)), blocks.add(small.plan.block)
         assert small.plan.peak_bytes <= memory
-        for label in large.shares: torch.testing.assert_close(small.shares[label], large.shares[label], rtol=1e-10, atol=1e-12)
+        for label in large.shares:
+            torch.testing.assert_close(
+                small.shares[label], large.shares[label], rtol=1e-10, atol=1e-12
+            )
         torch.testing.assert_close(small.gram, large.gram)
     assert max(passes) > 1
 
@@ -391,9 +511,12 @@ def test_a_budget_forces_blocks():
     a = model.tokenize(TEXTS * 8)
     large = quick(model, a)
     for memory in range(6_000_000, 2_000_000, -250_000):
-        try: small = quick(model, a, memory=memory)
-        except KernelError: break
-        if small.plan.block != (40, 40): break
+        try:
+            small = quick(model, a, memory=memory)
+        except KernelError:
+            break
+        if small.plan.block != (40, 40):
+            break
     assert small.plan.block[0] < 40
     torch.testing.assert_close(small.total, large.total, rtol=1e-10, atol=1e-12)
 
@@ -401,87 +524,132 @@ def test_a_budget_forces_blocks():
 def test_a_budget_too_small_names_one_that_works(architecture):
     model = build_tiny_model(architecture)
     a = model.tokenize(TEXTS)
-    with pytest.raises(KernelError, match="would do") as caught: quick(model, a, memory=1000)
+    with pytest.raises(KernelError, match="would do") as caught:
+        quick(model, a, memory=1000)
     size = re.search(r"at least ([\d.]+ \w+) would", str(caught.value)).group(1)
     quick(model, a, memory=size)
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
 
-def with_training_part(model): model.backbone.embeddings.dropout.train()
-def with_nan(model): model.backbone.encoder.layer[0].output.dense.weight.data[0, 0] = float("nan")
-def tied_head(model): model.head.weight = model.backbone.encoder.layer[1].attention.self.query.weight
+
+def with_training_part(model):
+    model.backbone.embeddings.dropout.train()
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda model: model.train(), "training mode"), (with_training_part, "embeddings.dropout is in training mode"),
-    (with_nan, "layer.0.output.dense.weight holds NaN"), (lambda model: model.requires_grad_(False), "no parameter"),
-    (tied_head, "share a parameter"),
-])
+def with_nan(model):
+    model.backbone.encoder.layer[0].output.dense.weight.data[0, 0] = float("nan")
+
+
+def tied_head(model):
+    model.head.weight = model.backbone.encoder.layer[1].attention.self.query.weight
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda model: model.train(), "training mode"),
+        (with_training_part, "embeddings.dropout is in training mode"),
+        (with_nan, "layer.0.output.dense.weight holds NaN"),
+        (lambda model: model.requires_grad_(False), "no parameter"),
+        (tied_head, "share a parameter"),
+    ],
+)
 def test_models_refused(spoil, message):
     model = build_tiny_model("bert", num_labels=16)
     spoil(model)
-    with pytest.raises(KernelError, match=message): quick(model, model.tokenize(TEXTS))
+    with pytest.raises(KernelError, match=message):
+        quick(model, model.tokenize(TEXTS))
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda batch: {name: table[:0] for name, table in batch.items()}, "empty batch"),
-    (lambda batch: {"input_ids": batch["input_ids"]}, "attention_mask"),
-    (lambda batch: {"attention_mask": batch["attention_mask"]}, "input_ids"),
-    (lambda batch: batch | {"labels": torch.zeros(5, dtype=torch.long)}, "labels"),
-    (lambda batch: {name: table[0] for name, table in batch.items()}, "input_ids"),
-    (lambda batch: batch | {"attention_mask": batch["attention_mask"] * torch.tensor([[1], [1], [0], [1], [1]])}, "no real token"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda batch: {name: table[:0] for name, table in batch.items()}, "empty batch"),
+        (lambda batch: {"input_ids": batch["input_ids"]}, "attention_mask"),
+        (lambda batch: {"attention_mask": batch["attention_mask"]}, "input_ids"),
+        (lambda batch: batch | {"labels": torch.zeros(5, dtype=torch.long)}, "labels"),
+        (lambda batch: {name: table[0] for name, table in batch.items()}, "input_ids"),
+        (
+            lambda batch: (
+                batch
+                | {
+                    "attention_mask": batch["attention_mask"]
+                    * torch.tensor([[1], [1], [0], [1], [1]])
+                }
+            ),
+            "no real token",
+        ),
+    ],
+)
 def test_batches_refused_on_either_side(change, message):
     model = build_tiny_model("bert")
     good = model.tokenize(TEXTS)
     for sides in ((change(good),), (good, change(good)), (change(good), good)):
-        with pytest.raises(ValueError, match=message): quick(model, *sides)
+        with pytest.raises(ValueError, match=message):
+            quick(model, *sides)
 
 
 def test_contexts_that_change_gradients_are_refused():
     model = build_tiny_model("bert")
     batch = model.tokenize(TEXTS)
-    with torch.inference_mode(), pytest.raises(KernelError, match="inference_mode"): quick(model, batch)
-    with torch.autocast("cpu"), pytest.raises(KernelError, match="autocast is on"): quick(model, batch)
-    with torch.no_grad(): assert_exact(quick(model, batch), oracle(model, batch))
+    with torch.inference_mode(), pytest.raises(KernelError, match="inference_mode"):
+        quick(model, batch)
+    with torch.autocast("cpu"), pytest.raises(KernelError, match="autocast is on"):
+        quick(model, batch)
+    with torch.no_grad():
+        assert_exact(quick(model, batch), oracle(model, batch))
 
 
 def test_other_arguments_refused():
     model = build_tiny_model("bert")
     a, b = model.tokenize(TEXTS), model.tokenize(OTHERS)
     del b["token_type_ids"]
-    with pytest.raises(KernelError, match="same columns"): quick(model, a, b)
-    with pytest.raises(KernelError, match="'layer'"): quick(model, a, by="layers")
+    with pytest.raises(KernelError, match="same columns"):
+        quick(model, a, b)
+    with pytest.raises(KernelError, match="'layer'"):
+        quick(model, a, by="layers")
     for memory in ("2 GiBs", "much", None, True, -5):
-        with pytest.raises(ValueError, match="size"): quick(model, a, memory=memory)
+        with pytest.raises(ValueError, match="size"):
+            quick(model, a, memory=memory)
     for error in (0, 1, -0.1, 2, float("nan")):
-        with pytest.raises(KernelError, match="relative_error"): quick(model, a, relative_error=error)
+        with pytest.raises(KernelError, match="relative_error"):
+            quick(model, a, relative_error=error)
 
 
 # --- resume --------------------------------------------------------------------------------------------------------
 
-class Cut(Exception): pass
+
+class Cut(Exception):
+    pass
 
 
 @pytest.fixture
 def often(monkeypatch):
     "Every finished part is written at once."
     add = engine.Store.add
-    monkeypatch.setattr(engine.Store, "add", lambda self, names, labels, now=False: add(self, names, labels, True))
+    monkeypatch.setattr(
+        engine.Store, "add", lambda self, names, labels, now=False: add(self, names, labels, True)
+    )
 
 
 def cut_after(monkeypatch, parts):
     "Raise when some parts are contracted."
     contract, calls = engine.contract, []
+
     def failing(*given):
-        if len(calls) == parts: raise Cut
+        if len(calls) == parts:
+            raise Cut
         calls.append(1)
         return contract(*given)
+
     monkeypatch.setattr(engine, "contract", failing)
 
 
-@pytest.mark.parametrize("memory, by, two_sides", [("1GiB", None, False), ("1GiB", "layer", True), (430_000, "group", False)])
+@pytest.mark.parametrize(
+    "memory, by, two_sides",
+    [("1GiB", None, False), ("1GiB", "layer", True), (430_000, "group", False)],
+)
 def test_resumes_from_finished_parts(tmp_path, monkeypatch, often, memory, by, two_sides):
     model = build_tiny_model("bert")
     a, b = model.tokenize(TEXTS), model.tokenize(OTHERS) if two_sides else None
@@ -489,10 +657,17 @@ def test_resumes_from_finished_parts(tmp_path, monkeypatch, often, memory, by, t
     assert any(len(one) > 1 for one in whole.plan.passes) or len(whole.plan.passes) > 6
     with monkeypatch.context() as patch:
         cut_after(patch, 6)
-        with pytest.raises(Cut): quick(model, a, b, memory=memory, by=by, directory=tmp_path)
+        with pytest.raises(Cut):
+            quick(model, a, b, memory=memory, by=by, directory=tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     captured, capture = [], engine.capture
-    monkeypatch.setattr(engine, "capture", lambda model, side, examples, rules, *rest: captured.extend(rules) or capture(model, side, examples, rules, *rest))
+    monkeypatch.setattr(
+        engine,
+        "capture",
+        lambda model, side, examples, rules, *rest: (
+            captured.extend(rules) or capture(model, side, examples, rules, *rest)
+        ),
+    )
     resumed = quick(model, a, b, memory=memory, by=by, directory=tmp_path)
     every = {name for one in whole.plan.passes for part in one for name in part}
     done = {name for part in [p for one in whole.plan.passes for p in one][:6] for name in part}
@@ -503,14 +678,20 @@ def test_resumes_from_finished_parts(tmp_path, monkeypatch, often, memory, by, t
 
 def test_states_of_other_models_do_not_mix(tmp_path, monkeypatch, often):
     a = build_tiny_model("bert").tokenize(TEXTS)
-    models = [build_tiny_model("bert"), build_tiny_model("bert", backbone=dict(num_attention_heads=4)), build_tiny_model("bert", seed=3)]
+    models = [
+        build_tiny_model("bert"),
+        build_tiny_model("bert", backbone=dict(num_attention_heads=4)),
+        build_tiny_model("bert", seed=3),
+    ]
     models[2].backbone.embeddings.requires_grad_(False)
     for model in models:
         with monkeypatch.context() as patch:
             cut_after(patch, 4)
-            with pytest.raises(Cut): quick(model, a, directory=tmp_path)
+            with pytest.raises(Cut):
+                quick(model, a, directory=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-    for model in models: assert_exact(quick(model, a, directory=tmp_path), oracle(model, a))
+    for model in models:
+        assert_exact(quick(model, a, directory=tmp_path), oracle(model, a))
 
 
 @pytest.mark.parametrize("place", [10, 0.5, -1])
@@ -519,20 +700,33 @@ def test_a_damaged_state_is_an_error(tmp_path, monkeypatch, often, place):
     a = model.tokenize(TEXTS)
     with monkeypatch.context() as patch:
         cut_after(patch, 4)
-        with pytest.raises(Cut): quick(model, a, directory=tmp_path)
+        with pytest.raises(Cut):
+            quick(model, a, directory=tmp_path)
     path = next(tmp_path.iterdir())
     data = bytearray(path.read_bytes())
     data[int(place * len(data)) if isinstance(place, float) else place] ^= 0x55
     path.write_bytes(bytes(data))
-    with pytest.raises(ValueError, match=path.name): quick(model, a, directory=tmp_path)
+    with pytest.raises(ValueError, match=path.name):
+        quick(model, a, directory=tmp_path)
 
 
 # --- processes -----------------------------------------------------------------------------------------------------
 
+
 def run_script(*arguments, processes=1):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run([sys.executable, *launcher, __file__, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=240)
+    launcher = (
+        []
+        if processes == 1
+        else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    )
+    return subprocess.run(
+        [sys.executable, *launcher, __file__, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def test_a_killed_process_loses_little(tmp_path, monkeypatch):
@@ -542,7 +736,13 @@ def test_a_killed_process_loses_little(tmp_path, monkeypatch):
     model = build_tiny_model("bert")
     a = model.tokenize(TEXTS)
     captured, capture = [], engine.capture
-    monkeypatch.setattr(engine, "capture", lambda model, side, examples, rules, *rest: captured.extend(rules) or capture(model, side, examples, rules, *rest))
+    monkeypatch.setattr(
+        engine,
+        "capture",
+        lambda model, side, examples, rules, *rest: (
+            captured.extend(rules) or capture(model, side, examples, rules, *rest)
+        ),
+    )
     assert_exact(quick(model, a, directory=tmp_path), oracle(model, a))
     assert 0 < len(captured) < len(list(model.backbone.parameters()))
 
@@ -556,13 +756,18 @@ def test_two_processes_agree_with_one(tmp_path):
         found = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
         assert "different models or examples" in found.pop("refused")
         alone = found.pop("alone")
-        assert alone == "mine" if rank else "process 1 stopped" in alone and "ZeroDivisionError" in alone
+        assert (
+            alone == "mine"
+            if rank
+            else "process 1 stopped" in alone and "ZeroDivisionError" in alone
+        )
         for name, options in RANKS.items():
             kernel = quick(model, a, b if name == "sides" else None, **options)
             assert set(found[name]) == {*kernel.shares, "P"}
             for label, share in {**kernel.shares, "P": kernel.gram}.items():
                 torch.testing.assert_close(found[name][label], share, rtol=1e-12, atol=1e-13)
-                if rank == 1 and name == "whole" and label == "all": assert share.any()
+                if rank == 1 and name == "whole" and label == "all":
+                    assert share.any()
 
 
 RANKS = {"whole": {}, "sides": {}, "groups": dict(by="group")}
@@ -573,10 +778,13 @@ def main(task, folder):
     a, b = model.tokenize(TEXTS), model.tokenize(OTHERS)
     if task == "kill":
         add, calls = engine.Store.add, []
+
         def adding(self, names, labels, now=False):
             add(self, names, labels, True)
             calls.append(1)
-            if len(calls) == 5: os.kill(os.getpid(), signal.SIGKILL)
+            if len(calls) == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+
         engine.Store.add = adding
         quick(model, a, directory=folder)
     found = {}
@@ -584,25 +792,36 @@ def main(task, folder):
         kernel = quick(model, a, b if name == "sides" else None, **options)
         found[name] = {**kernel.shares, "P": kernel.gram}
     rank = int(os.environ["RANK"])
-    try: quick(model, a if rank else b)
-    except KernelError as error: found["refused"] = str(error)
-    if rank: engine.contract = lambda *given: 1 / 0
-    try: quick(model, a)
-    except ZeroDivisionError: found["alone"] = "mine"
-    except KernelError as error: found["alone"] = str(error)
+    try:
+        quick(model, a if rank else b)
+    except KernelError as error:
+        found["refused"] = str(error)
+    if rank:
+        engine.contract = lambda *given: 1 / 0
+    try:
+        quick(model, a)
+    except ZeroDivisionError:
+        found["alone"] = "mine"
+    except KernelError as error:
+        found["alone"] = str(error)
     torch.save(found, Path(folder) / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__": main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
 
 
 # --- a device without memory ------------------------------------------------------------------------------------------
 
+
 def lean_card(model, examples):
     "A forward pass over more than some examples finds no memory."
+
     def refuse(module, arguments, keywords):
-        if len([*arguments, *keywords.values()][0]) > examples: raise torch.OutOfMemoryError("no room")
+        if len([*arguments, *keywords.values()][0]) > examples:
+            raise torch.OutOfMemoryError("no room")
+
     return model.backbone.register_forward_pre_hook(refuse, with_kwargs=True)
 
 
@@ -615,20 +834,32 @@ def test_out_of_memory_means_smaller_chunks(two_sides, capsys):
     kernel = tangent_kernel(model, *batches)
     assert kernel.plan.chunk <= 2
     assert_exact(kernel, expected)
-    assert "is out of memory: going on from the last finished part with a plan for" in capsys.readouterr().out
+    assert (
+        "is out of memory: going on from the last finished part with a plan for"
+        in capsys.readouterr().out
+    )
 
 
 def test_out_of_memory_in_the_middle_of_a_part_counts_nothing_twice(monkeypatch):
     "The sums of a device are taken back to the last finished part; half of a part may have been added by then."
     model = build_tiny_model("bert")
-    batch, calls, contract, build = model.tokenize(TEXTS), [], engine.contract, engine.Store.__init__
+    batch, calls, contract, build = (
+        model.tokenize(TEXTS),
+        [],
+        engine.contract,
+        engine.Store.__init__,
+    )
+
     def on_a_device(self, folder, key, accumulators):
         build(self, folder, key, accumulators)
         self.copies = {label: table.clone() for label, table in accumulators.items()}
+
     def failing(left, right, names, labels, spot, accumulators, workspace):
         contract(left, right, names, labels, spot, accumulators, workspace)
         calls.append(names)
-        if len(calls) in (3, 8): raise torch.OutOfMemoryError("full after the sum, before the note of it")
+        if len(calls) in (3, 8):
+            raise torch.OutOfMemoryError("full after the sum, before the note of it")
+
     monkeypatch.setattr(engine.Store, "__init__", on_a_device)
     monkeypatch.setattr(engine, "contract", failing)
     for memory in ("1GiB", 1_800_000):
@@ -644,15 +875,24 @@ def test_a_device_too_small_for_one_example_says_so():
     lean_card(model, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "probe", lambda *given: ready)
-        with pytest.raises(KernelError, match="ran out of memory even with a plan for .*shorten the examples"): quick(model, batch)
+        with pytest.raises(
+            KernelError, match="ran out of memory even with a plan for .*shorten the examples"
+        ):
+            quick(model, batch)
 
 
 def test_a_model_that_mixes_examples_is_refused(tiny_model, monkeypatch):
     model = tiny_model("bert")
     alone = model.features
-    monkeypatch.setattr(model, "features", lambda *batch, **named: alone(*batch, **named) + 0.1 * alone(*batch, **named).mean(dim=0))
+    monkeypatch.setattr(
+        model,
+        "features",
+        lambda *batch, **named: alone(*batch, **named) + 0.1 * alone(*batch, **named).mean(dim=0),
+    )
     with pytest.raises(KernelError, match="with padding or with the other examples"):
-        tangent_kernel(model, model.tokenize(["the cat sat", "a dog ran over the small matrix"]), quiet=True)
+        tangent_kernel(
+            model, model.tokenize(["the cat sat", "a dog ran over the small matrix"]), quiet=True
+        )
 
 
 def test_a_head_of_another_width_is_refused(tiny_model):

@@ -1,4 +1,5 @@
 """Sphinx extension of this book: hide nbdev's directives, load nothing from another host."""
+
 import json
 import os
 import re
@@ -38,17 +39,23 @@ def strip_directives(app, docname, source):
 def is_thebe(script) -> bool:
     """Whether a script of the page belongs to thebe, which this book does not offer."""
     body = getattr(script, "attributes", {}).get("body") or ""
-    return "thebe" in str(getattr(script, "filename", script) or "").lower() or "THEBE_JS_URL" in body
+    return (
+        "thebe" in str(getattr(script, "filename", script) or "").lower() or "THEBE_JS_URL" in body
+    )
 
 
 def drop_thebe(app, pagename, templatename, context, doctree):
     """On `html-page-context`: without thebe's scripts no page names a content delivery network."""
-    context["script_files"] = [script for script in context.get("script_files", []) if not is_thebe(script)]
+    context["script_files"] = [
+        script for script in context.get("script_files", []) if not is_thebe(script)
+    ]
 
 
 def setup(app):
     """Connect both steps and set what the kernels inherit; pages may be read and written in parallel."""
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), NO_WIDGETS]))
+    os.environ["PYTHONWARNINGS"] = ",".join(
+        filter(None, [os.environ.get("PYTHONWARNINGS"), NO_WIDGETS])
+    )
     app.connect("source-read", strip_directives)
     app.connect("html-page-context", drop_thebe, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

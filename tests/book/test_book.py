@@ -1,0 +1,354 @@
+"""The rendered book, read as files and opened in headless Chromium, by file path and over HTTP."""
+
+import functools
+import http.server
+import json
+import shutil
+import socketserver
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+from book_build import ROOT, built_book, toc_pages
+
+bs4 = pytest.importorskip("bs4", reason="beautifulsoup4 (extra `dev`) is not installed")
+PAGES = toc_pages()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1300,1000",
+]
+MATHJAX_DONE = """
+const done = arguments[arguments.length - 1];
+const start = performance.now();
+(function look() {
+    const state = window.MathJax && MathJax.startup && MathJax.startup.promise;
+    if (state) state.then(() => done("rendered"), error => done("failed: " + error));
+    else if (performance.now() - start > 20000) done("MathJax did not load");
+    else setTimeout(look, 50);
+})();
+"""
+
+
+@pytest.fixture(scope="module")
+def book():
+    built = built_book()
+    if not built.html.is_dir():
+        pytest.fail(
+            f"the book was not rendered; the build said:\n{built.log[-2000:]}", pytrace=False
+        )
+    return built
+
+
+@functools.lru_cache
+def soup(path: Path):
+    return bs4.BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def prose(path: Path):
+    """A copy of the article of a page without code and formulas."""
+    article = bs4.BeautifulSoup(str(soup(path).find("article")), "html.parser")
+    for element in article.select("pre, code, .math, script, style"):
+        element.decompose()
+    return article
+
+
+# --- the pages as files
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_of_the_source_language_shows(book, page):
+    path = book.html / f"{page}.html"
+    code = "\n".join(block.get_text() for block in soup(path).select("div.highlight pre"))
+    assert not [
+        line for line in code.splitlines() if line.lstrip().replace("# |", "#|").startswith("#|")
+    ]
+    text = prose(path).get_text()
+    for mark in (
+        ":::",
+        "```",
+        "{cite",
+        "{numref",
+        "{eq}",
+        "{doc}",
+        "{ref}",
+        "{admonition",
+        "{figure",
+        "$$",
+        "{{",
+        "**",
+    ):
+        assert mark not in text, (
+            f"{mark!r} stands unrendered: …{text[max(0, text.find(mark) - 80) : text.find(mark) + 80]}…"
+        )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_page_has_one_title_and_each_figure_caption_and_alternative_text(book, page):
+    article = soup(book.html / f"{page}.html").find("article")
+    assert len(article.find_all("h1")) == 1
+    for image in article.find_all("img"):
+        alternative = image.get("alt", "")
+        assert len(alternative) >= 15 and not alternative.startswith(("../", "_images")), (
+            f"no alternative text: {image}"
+        )
+        figure = image.find_parent("figure")
+        assert figure is not None and len(figure.find("figcaption").get_text(strip=True)) >= 15, (
+            f"no caption: {image}"
+        )
+        assert "Fig." in figure.find("figcaption").get_text(), f"not numbered: {image}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "search", "genindex"])
+def test_links_lead_somewhere(book, page):
+    path = book.html / f"{page}.html"
+    broken = []
+    for element in soup(path).select("a[href], img[src], script[src], link[href]"):
+        target = element.get("href") or element.get("src")
+        parts = urlsplit(target)
+        if parts.scheme or target.startswith("//") or element.get("rel") == ["search"]:
+            continue
+        file, anchor = urldefrag(target)
+        goal = (path.parent / unquote(urlsplit(file).path)).resolve() if file else path
+        if not goal.is_file() or (
+            anchor and goal.suffix == ".html" and not soup(goal).find(id=unquote(anchor))
+        ):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("page", [*PAGES, "index", "search", "genindex"])
+def test_no_page_names_another_host_to_load_from(book, page):
+    path = book.html / f"{page}.html"
+    loaded = soup(path).select("script[src], link[href], img[src], iframe[src], source[src]")
+    foreign = [
+        element for element in loaded if urlsplit(element.get("src") or element.get("href")).netloc
+    ]
+    assert not foreign
+    text = path.read_text(encoding="utf-8")
+    assert not [
+        name for name in ("jsdelivr", "unpkg", "cdnjs", "googleapis", "THEBE") if name in text
+    ]
+
+
+def test_every_page_of_the_table_of_contents_is_linked_from_the_home_page(book):
+    sidebar = soup(book.html / "nbs/index.html").select_one("nav.bd-links, .bd-sidebar-primary")
+    linked = {Path(urlsplit(link["href"]).path).stem for link in sidebar.select("a[href]")}
+    assert {Path(page).name for page in PAGES if page != "nbs/index"} <= linked
+
+
+# --- the pages in a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="selenium (extra `dev`) is not installed"
+    )
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("Chromium and chromedriver are not installed: the browser tests did not run")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    session.set_script_timeout(60)
+    yield session
+    session.quit()
+
+
+@pytest.fixture(scope="module")
+def server(book):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(book.html))
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as listening:
+        listening.daemon_threads = True
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_address[1]}"
+        listening.shutdown()
+
+
+def open_page(browser, address: str) -> tuple[list[str], list[str]]:
+    """Open a page and wait for its formulas; return the console's errors and the addresses it asked for."""
+    browser.get_log("browser"), browser.get_log("performance")  # empty both
+    browser.get(address)
+    state = (
+        browser.execute_async_script(MATHJAX_DONE)
+        if browser.find_elements("css selector", ".math")
+        else "rendered"
+    )
+    assert state == "rendered", state
+    errors = [
+        entry["message"]
+        for entry in browser.get_log("browser")
+        if entry["level"] in ("SEVERE", "WARNING")
+    ]
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    return errors, asked
+
+
+def check_content(browser):
+    """Formulas are set without errors; every image has arrived."""
+    formulas = browser.find_elements("css selector", "article .math")
+    set_formulas = browser.execute_script(
+        "return document.querySelectorAll('article .math mjx-container').length"
+    )
+    assert set_formulas >= len(formulas)
+    assert not browser.find_elements(
+        "css selector", "mjx-merror, [data-mml-node='merror'], [data-mjx-error]"
+    )
+    missing = browser.execute_script(
+        "return Array.from(document.images).filter(i => i.loading !== 'lazy' && (!i.complete || !i.naturalWidth)).map(i => i.src)"
+    )
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_opened_by_file_path(book, browser, page):
+    errors, asked = open_page(browser, (book.html / f"{page}.html").as_uri())
+    assert not errors
+    assert {urlsplit(address).scheme for address in asked} <= {
+        "file",
+        "data",
+        "blob",
+        "chrome",
+    }  # chrome: the browser's own empty tab
+    check_content(browser)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_opened_over_http(book, browser, server, page):
+    errors, asked = open_page(browser, f"{server}/{page}.html")
+    assert not errors
+    foreign = [
+        address
+        for address in asked
+        if not address.startswith((server, "data:", "blob:", "chrome:"))
+    ]
+    assert not foreign
+    check_content(browser)
+
+
+def test_the_root_leads_to_the_home_page(book, browser):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get((book.html / "index.html").as_uri())
+    WebDriverWait(browser, 20).until(lambda session: session.current_url.endswith("nbs/index.html"))
+    headings = WebDriverWait(browser, 20).until(
+        lambda session: session.find_elements("css selector", "article h1")
+    )  # the address changes before the page is read
+    assert headings[0].text.startswith("lpft-nb")
+
+
+def test_search_finds_a_chapter(book, browser, server):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(f"{server}/search.html?q=probe")
+    results = WebDriverWait(browser, 20).until(
+        lambda session: session.find_elements("css selector", "#search-results li a")
+    )
+    assert any("nbs/" in result.get_attribute("href") for result in results)
+
+
+def test_a_page_fits_a_narrow_screen(book, browser):
+    browser.set_window_size(500, 900)
+    try:
+        browser.get((book.html / "nbs/index.html").as_uri())
+        wide = browser.execute_script(
+            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        assert wide <= 2
+    finally:
+        browser.set_window_size(1300, 1000)
+
+
+# --- the page of a local run
+
+
+def executed_notebook(error: bool = False) -> dict:
+    """A small executed notebook, as papermill leaves one."""
+    outputs = [{"output_type": "stream", "name": "stdout", "text": "accuracy 0.5\n"}]
+    if error:
+        outputs.append(
+            {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": ["no"]}
+        )
+    cells = [
+        {
+            "cell_type": "markdown",
+            "id": "a",
+            "metadata": {"papermill": {}, "tags": []},
+            "source": "# A run\n\n> Of a test.",
+        },
+        {
+            "cell_type": "code",
+            "id": "b",
+            "metadata": {"papermill": {}, "tags": ["parameters"]},
+            "source": "seed: int = 0",
+            "execution_count": 1,
+            "outputs": [],
+        },
+        {
+            "cell_type": "code",
+            "id": "c",
+            "metadata": {"papermill": {}, "tags": []},
+            "source": "print('accuracy', 0.5)",
+            "execution_count": 2,
+            "outputs": outputs,
+        },
+    ]
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    return {
+        "cells": cells,
+        "metadata": {"kernelspec": kernel, "papermill": {}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def test_the_newest_run_that_came_through_becomes_a_page(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import book as book_script
+
+    project = tmp_path / "project"
+    (project / "runs").mkdir(parents=True)
+    (project / "nbs" / "_ext").mkdir(parents=True)
+    shutil.copytree(ROOT / "nbs" / "_static", project / "nbs" / "_static")
+    for name in ("_config.yml", "references.bib", "nbs/references.md", "nbs/_ext/lpft_book.py"):
+        shutil.copyfile(ROOT / name, project / name)
+    (project / "nbs" / "home.md").write_text("# Home\n\nSee {cite:t}`kumar2022finetuning`.\n")
+    (project / "_toc.yml").write_text(
+        "format: jb-book\nroot: nbs/home\nparts:\n  - caption: Back\n    chapters:\n      - file: nbs/references\n"
+    )
+    (project / "runs" / "good.ipynb").write_text(json.dumps(executed_notebook()))
+    (project / "runs" / "bad.ipynb").write_text(json.dumps(executed_notebook(error=True)))
+
+    assert book_script.newest_run(project / "runs").name == "good.ipynb"
+    assert book_script.build_book(project, tmp_path / "out") == 0, (
+        tmp_path / "out/_build/book.log"
+    ).read_text()
+    page = soup(tmp_path / "out/_build/html/nbs/_runs/your_run.html").find("article").get_text()
+    assert "accuracy 0.5" in page and "runs/good.ipynb" in page
+
+    assert (
+        book_script.prepare(project, tmp_path / "out/_build", include_run=False)
+        == project / "_toc.yml"
+    )
+    assert not (project / "nbs" / "_runs").exists()

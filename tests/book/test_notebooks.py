@@ -1,0 +1,73 @@
+"""Every chapter ran to its end when the book was built: one test a chapter, with the failing cell."""
+
+import json
+
+import pytest
+from book_build import ROOT, built_book, toc_pages
+
+PAGES = [page for page in toc_pages() if (ROOT / f"{page}.ipynb").is_file()]
+
+
+@pytest.fixture(scope="module")
+def book():
+    return built_book()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_chapter_runs(book, page):
+    failure = book.failure(page)
+    if failure:
+        pytest.fail(f"{page}.ipynb\n{failure}", pytrace=False)
+    assert page in book.executed, (
+        f"{page}.ipynb was not executed; the build said:\n{book.log[-2000:]}"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_chapter_writes_nothing_to_stderr(book, page):
+    notebook = book.executed.get(page)
+    if notebook is None:
+        pytest.skip("did not run to its end: see test_chapter_runs")
+    written = [
+        f"{cell.source.splitlines()[0]}\n  {output.text}"
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "stream" and output.name == "stderr"
+    ]
+    assert not written, "\n".join(written)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_chapter_was_executed_as_it_stands(book, page):
+    """The executed code is the notebook's code: the book shows no stale result and no cell was passed over."""
+    notebook = book.executed.get(page)
+    if notebook is None:
+        pytest.skip("did not run to its end: see test_chapter_runs")
+
+    def code_lines(cells):
+        sources = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        return [
+            line
+            for source in sources
+            for line in source.splitlines()
+            if line.strip() and not line.lstrip().startswith("#|")
+        ]
+
+    now = json.loads((ROOT / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert code_lines(notebook.cells) == code_lines(now)
+    counts = [
+        cell.execution_count
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.source.strip()
+    ]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_the_book_built_without_warnings(book):
+    warnings = "\n".join(
+        line for line in book.log.splitlines() if "WARNING" in line or "ERROR" in line
+    )
+    assert book.status == 0, (
+        f"jupyter-book build -n -W ended with {book.status}:\n{warnings or book.log[-3000:]}"
+    )
