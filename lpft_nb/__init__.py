@@ -2,7 +2,7 @@ __version__ = "0.1.0"
 
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from .configuration import ClassifierConfig
+from .models.configuration import ClassifierConfig
 
 
 class LazyClassifier:

@@ -111,7 +111,7 @@ def over_seeds(
     pd.DataFrame
 ):  # by columns, then mean, low, high (95 % t-interval) and n, in order of appearance
     "Average over seeds; `ValueError` for a value that is not finite or when two rows share `by` and seed."
-    from lpft_nb.records import confidence_interval
+    from lpft_nb.intervals import confidence_interval
 
     check_columns(frame, [*by, value, "seed"])
     finite = np.isfinite(frame[value].astype(float))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lpft_nb.records import confidence_interval, load_results
+from lpft_nb.intervals import confidence_interval, interval_text
+from lpft_nb.records import load_results
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = {"test": "in distribution", "ood/other-libraries": "out of distribution"}
@@ -20,8 +21,7 @@ def newest(rows: pd.DataFrame) -> pd.DataFrame:
 
 def percent(values: pd.Series) -> str:
     """Mean and half the width of the 95 % interval, in percent."""
-    mean, low, high = confidence_interval(100 * values)
-    return f"{mean:.1f} ± {(high - low) / 2:.1f}"
+    return interval_text(confidence_interval(values), scale=100)
 
 
 def summary(results: pd.DataFrame) -> str:

@@ -319,7 +319,7 @@ def at_head_norm(
     split: str,
 ) -> pd.DataFrame:  # method, factor, mean norm at the start, mean, low, high (95 % over seeds; NaN for one seed) and n
     "A metric after the last stage beside the head norm at which that stage started."
-    from lpft_nb.records import confidence_interval
+    from lpft_nb.intervals import confidence_interval
 
     starts = metrics[(metrics["stage"] == "scale") & (metrics["metric"] == "head_norm")].set_index(
         "run_id"

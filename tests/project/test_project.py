@@ -19,7 +19,7 @@ NOTEBOOKS = sorted([*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("nbs/experiments/*.ipy
 EXPERIMENTS = sorted(ROOT.glob("nbs/experiments/*.ipynb"))
 MODULES = sorted(ROOT.glob("lpft_nb/**/*.py"))
 CELL_KEYS = {"tags", "mystnb"}
-LONGEST_EXPORTED_CELL = 45
+LONGEST_EXPORTED_CELL = 60
 
 
 def read(path: Path) -> dict:
