@@ -1,5 +1,6 @@
 """The rendered book that several test files look at: built once, from an empty cache."""
 
+import json
 import os
 import re
 import subprocess
@@ -37,7 +38,7 @@ class Book:
 
     @property
     def status(self) -> int:
-        """The exit status of `jupyter-book build -n -W --keep-going`."""
+        """The exit status of the build, in which warnings are errors."""
         return int((self.folder / "status").read_text())
 
     @property
@@ -49,6 +50,11 @@ class Book:
         """The failing cell of a page and its traceback, None when all its cells came through."""
         report = self.html / "reports" / f"{page}.err.log"
         return COLOUR.sub("", report.read_text(encoding="utf-8")) if report.is_file() else None
+
+    @cached_property
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """The seconds of each executed page: on the wall, and of CPU."""
+        return json.loads((self.folder / "seconds.json").read_text(encoding="utf-8"))
 
     @cached_property
     def executed(self) -> dict:
