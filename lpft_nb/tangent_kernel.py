@@ -39,7 +39,8 @@ from lpft_nb.kernel.plan import (
     probe,
     take_rows,
 )
-from .kernel.progress import Progress, Store, World
+from .kernel.progress import Store
+from .store.machine import Progress, World
 from .linearized import LinearizedModel as LinearizedModel
 from .kernel.projection import Projection, dimension_for, error_per_dimension
 from .kernel.result import TangentKernel, as_matrix, block, describe, trace_over_classes
@@ -276,7 +277,9 @@ def accumulate(
         for j in range(i if symmetric else 0, len(right_blocks))
     ]
     workspace = Workspace(plan.workspace)
-    progress = Progress(len(pairs) * sum(len(one) for one in plan.passes), quiet)
+    progress = Progress(
+        len(pairs) * sum(len(one) for one in plan.passes), "tangent kernel", quiet=quiet
+    )
     for one_pass in plan.passes:
         wanted = {name: rules[name] for names in one_pass for name in names}
         held, left = None, None
@@ -593,7 +596,13 @@ def tangent_kernel(
         )
     except Exception as error:
         failure = error
-    world.sum(accumulators.values(), content_hash(description), failure)
+    world.sum(
+        accumulators.values(),
+        content_hash(description),
+        failure,
+        what="kernel",
+        error=KernelError,
+    )
     shares = shares_of(accumulators, sides, classes)
     store.remove()
     kernel = TangentKernel(
