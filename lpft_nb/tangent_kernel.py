@@ -7,7 +7,7 @@ __all__ = ['GROUPS', 'SPLITS', 'label_of', 'check_batch', 'check_request', 'chec
            'prepared', 'tangent_kernel', 'empty_shares', 'TangentKernel', 'LinearizedModel', 'as_matrix', 'block',
            'trace_over_classes', 'KernelError']
 
-# %% ../nbs/21a_computing_the_kernel.ipynb #a658b89d
+# %% ../nbs/21a_computing_the_kernel.ipynb #65cfd871
 import copy
 import re
 from pathlib import Path
@@ -20,12 +20,17 @@ from .kernel.approximation import choose_projection
 from .kernel.budget import part_costs
 from .kernel.gradient_factors import KernelError, check_model, kernel_parameters
 from .kernel.plan import probe
-from .kernel.progress import Store, World
-from .kernel.result import TangentKernel, describe
+from .kernel.progress import Store
+from .kernel.result import TangentKernel as TangentKernel
+from .kernel.result import as_matrix as as_matrix
+from .kernel.result import block as block
+from .kernel.result import describe
+from .kernel.result import trace_over_classes as trace_over_classes
 from .kernel.sides import Side, feature_gram, shares_of
 from .kernel.streaming import Work, unchanged, within_memory
 from .linearized import LinearizedModel as LinearizedModel
 from .store.cache import content_hash, parse_size
+from .store.machine import World
 from .store.names import one_of
 
 if TYPE_CHECKING:
@@ -175,7 +180,7 @@ def prepared(
     labels = {name: label_of(name, by) for name in kernel_parameters(model)} or {"": "all"}
     return Work(model, sides, probed, labels, transform=transform, quiet=quiet), error
 
-# %% ../nbs/21a_computing_the_kernel.ipynb #d345d3d2
+# %% ../nbs/21a_computing_the_kernel.ipynb #83bbdccc
 def tangent_kernel(
     model: "Classifier",  # in evaluation mode; parameters with requires_grad count
     batch_a: dict[str, torch.Tensor],  # (N, T) each: as model.tokenize returns
@@ -215,7 +220,8 @@ def tangent_kernel(
         plan = within_memory(work, parse_size(memory), store)
     except Exception as caught:
         failed = caught
-    world.sum(accumulators.values(), content_hash(description), failed)
+    key = content_hash(description)
+    world.sum(accumulators.values(), key, failed, what="kernel", error=KernelError)
     shares = shares_of(accumulators, work.sides, work.classes)
     store.remove()
     kernel = TangentKernel(

@@ -2,8 +2,11 @@
 
     .venv/bin/python scripts/book.py                          # _build/html/index.html
     .venv/bin/python scripts/book.py --output DIR --clean --no-run   # what the tests build
+    .venv/bin/python scripts/book.py --jobs 1                 # one chapter after the other
 
-`jupyter-book build .` builds the same book without a local run.
+`jupyter-book build .` builds the same book without a local run, one chapter after the other: that command has no
+`--jobs`, the function behind it has. It is called in a process of its own, with one thread for each kernel: kernels
+that share two cores and use two threads each wait for one another, ten times as long as the work takes.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import yaml
@@ -21,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN_PAGE = "nbs/_runs/your_run"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 KERNEL_NOTE = "[IPKernelApp] WARNING | Kernel is running over TCP without encryption"  # each start says so; kernels listen on 127.0.0.1
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def failed(notebook: dict) -> bool:
@@ -99,7 +105,7 @@ def prepare(project: Path, build: Path, include_run: bool) -> Path:
 
 def run_logged(command: list[str], folder: Path, log: Path) -> int:
     """Run a command, show its lines as they come, keep them without colours in `log`; return its exit status."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **ONE_THREAD, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     with (
         log.open("w", encoding="utf-8") as kept,
         subprocess.Popen(
@@ -119,27 +125,65 @@ def run_logged(command: list[str], folder: Path, log: Path) -> int:
     return process.returncode
 
 
-def build_book(project: Path, output: Path, include_run: bool = True) -> int:
-    """Build into output/_build/html, warnings are errors; beside it stand book.log and the exit status in a file `status`."""
+def render(project: str, html: str, toc: str, jobs: str) -> int:
+    """What `jupyter-book build -n -W --keep-going` does, with `jobs` processes; returns the exit status."""
+    from jupyter_book.sphinx import build_sphinx
+
+    status = build_sphinx(
+        project,
+        html,
+        noconfig=True,
+        path_config=str(Path(project) / "_config.yml"),
+        confoverrides={
+            "external_toc_path": toc,
+            "latex_individualpages": False,
+            "nitpicky": True,
+        },
+        warningiserror=True,
+        keep_going=True,
+        jobs=int(jobs),
+    )
+    return status if isinstance(status, int) else 1
+
+
+def seconds_table(seconds: dict) -> str:
+    """The seconds of every chapter, longest first, and their sum."""
+    rows = sorted(seconds.items(), key=lambda item: -item[1]["wall"])
+    total = {kind: sum(row[kind] for row in seconds.values()) for kind in ("wall", "cpu")}
+    lines = [
+        f"{row['wall']:8.1f} {row['cpu']:8.1f}  {page}"
+        for page, row in (*rows, (f"{len(rows)} chapters together", total))
+    ]
+    return "\n".join(["seconds      CPU  chapter", *lines, ""])
+
+
+def build_book(project: Path, output: Path, include_run: bool = True, jobs: int = 2) -> int:
+    """Build into output/_build/html, warnings are errors; beside it book.log, seconds.json, and the exit status in `status`."""
     build = output / "_build"
     build.mkdir(parents=True, exist_ok=True)
     (build / "status").unlink(missing_ok=True)
     toc = prepare(project, build, include_run)
-    command = [
-        str(Path(sys.executable).with_name("jupyter-book")),
-        "build",
-        str(project),
-        "--path-output",
-        str(output),
-        "--toc",
-        str(toc),
-        "-n",
-        "-W",
-        "--keep-going",
-    ]
+    call = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import book; sys.exit(book.render(*sys.argv[1:]))"
+    command = [sys.executable, "-c", call, *map(str, (project, build / "html", toc, jobs))]
+    started = time.perf_counter()
     status = run_logged(command, project, build / "book.log")
     (build / "status").write_text(f"{status}\n", encoding="utf-8")
+    if (build / "seconds.json").is_file():
+        report = seconds_table(json.loads((build / "seconds.json").read_text(encoding="utf-8")))
+        report += f"built in {time.perf_counter() - started:.0f} s by {jobs} processes\n"
+        print(report, end="")
+        with (build / "book.log").open("a", encoding="utf-8") as log:
+            log.write(report)
     return status
+
+
+def empty(build: Path) -> None:
+    """Remove an earlier build; the seconds of its chapters stay, they tell which to begin with."""
+    seconds = build / "seconds.json"
+    known = seconds.read_bytes() if seconds.is_file() else b"{}"
+    shutil.rmtree(build, ignore_errors=True)
+    build.mkdir(parents=True)
+    seconds.write_bytes(known)
 
 
 def main() -> int:
@@ -157,11 +201,12 @@ def main() -> int:
         help="remove an earlier build first, executed notebooks included",
     )
     parser.add_argument("--no-run", action="store_true", help="leave the newest local run out")
+    parser.add_argument("--jobs", type=int, default=2, help="chapters executed side by side")
     options = parser.parse_args()
     output = options.output.resolve()
     if options.clean:
-        shutil.rmtree(output / "_build", ignore_errors=True)
-    return build_book(ROOT, output, include_run=not options.no_run)
+        empty(output / "_build")
+    return build_book(ROOT, output, include_run=not options.no_run, jobs=options.jobs)
 
 
 if __name__ == "__main__":

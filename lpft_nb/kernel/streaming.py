@@ -6,7 +6,7 @@
 __all__ = ['Transform', 'unchanged', 'capture', 'completed', 'contract', 'Work', 'accumulate', 'drop', 'within_memory',
            'remaining_plan']
 
-# %% ../../nbs/21d_streaming.ipynb #696a1a7e
+# %% ../../nbs/21d_streaming.ipynb #57f83724
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,9 +24,10 @@ from lpft_nb.kernel.gradient_factors import (
     no_gradients,
 )
 from .plan import Plan, Probe, take_rows
-from .progress import Progress, Store
+from .progress import Store
 from .sides import Side, class_rows
 from ..store.cache import format_size
+from ..store.machine import Progress
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -118,7 +119,7 @@ class Work:
         symmetric = len(self.sides) == 1
         return [(i, j) for i in range(rows) for j in range(i if symmetric else 0, columns)]
 
-# %% ../../nbs/21d_streaming.ipynb #708b6f25
+# %% ../../nbs/21d_streaming.ipynb #92b4737a
 def accumulate(
     work: Work,  # the kernel to compute
     plan: Plan,  # how
@@ -128,7 +129,8 @@ def accumulate(
     rows, columns = work.sides[0].blocks(plan.block[0]), work.sides[-1].blocks(plan.block[1])
     pairs = work.pairs(len(rows), len(columns))
     workspace = Workspace(plan.workspace)
-    progress = Progress(len(pairs) * sum(len(one_pass) for one_pass in plan.passes), work.quiet)
+    steps = len(pairs) * sum(len(one_pass) for one_pass in plan.passes)
+    progress = Progress(steps, "tangent kernel", quiet=work.quiet)
     for one_pass in plan.passes:
         rules = {name: work.probed.rules[name] for names in one_pass for name in names}
         captured = partial(

@@ -1,12 +1,20 @@
-"""Sphinx extension of this book: hide nbdev's directives, load nothing from another host."""
+"""Sphinx extension of this book: hide nbdev's directives, load nothing from another host, execute chapters side by side."""
 
 import json
 import os
 import re
+import resource
+from pathlib import Path
 
 # Kernels inherit this. tqdm asks for ipywidgets at import; pages show no bars, and widgets would load scripts from elsewhere.
 NO_WIDGETS = "ignore:IProgress not found"
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(\w+)?")
+WORKSHOP = "nbs/13_how_this_book_is_made"  # this page and those nested under it are for maintainers
+WORKSHOP_NOTE = """```{admonition} From the workshop
+:class: note workshop
+This page is for those who maintain the package. A reader of the book may skip it.
+```"""
+OPENING = re.compile(r"\A\s*# .+\n(?:\s*\n)*(?:>.*(?:\n|\Z))*")  # title and subtitle
 
 
 def shown_cell(cell: dict) -> dict | None:
@@ -30,10 +38,32 @@ def without_directives(notebook: dict) -> dict:
     return {**notebook, "cells": [cell for cell in cells if cell is not None]}
 
 
-def strip_directives(app, docname, source):
-    """On `source-read`: pass notebooks on without nbdev's directives."""
-    if str(app.env.doc2path(docname)).endswith(".ipynb"):
-        source[0] = json.dumps(without_directives(json.loads(source[0])))
+def nested_pages(site_map, docname: str) -> set[str]:
+    """A page of the table of contents and all pages nested under it."""
+    page = site_map.get(docname)
+    below = page.child_files() if page else []
+    return {docname}.union(*(nested_pages(site_map, child) for child in below))
+
+
+def with_workshop_note(text: str) -> str:
+    """The text of a page with the note under its title and subtitle."""
+    opening = OPENING.match(text)
+    if opening is None:
+        raise ValueError(f"a page must open with a line '# title', not with {text[:60]!r}")
+    return f"{opening.group().rstrip()}\n\n{WORKSHOP_NOTE}\n\n{text[opening.end() :].lstrip()}"
+
+
+def prepare_source(app, docname, source):
+    """On `source-read`: notebooks lose nbdev's directives, pages of the workshop say what they are."""
+    is_workshop = docname in nested_pages(app.config.external_site_map, WORKSHOP)
+    if not str(app.env.doc2path(docname)).endswith(".ipynb"):
+        source[0] = with_workshop_note(source[0]) if is_workshop else source[0]
+        return
+    notebook = without_directives(json.loads(source[0]))
+    if is_workshop:
+        first = notebook["cells"][0]
+        first["source"] = with_workshop_note("".join(first["source"]))
+    source[0] = json.dumps(notebook)
 
 
 def is_thebe(script) -> bool:
@@ -51,11 +81,86 @@ def drop_thebe(app, pagename, templatename, context, doctree):
     ]
 
 
+# --- several processes: Sphinx forks readers, and each reader executes its chapters in a kernel
+
+# These three do not say that they may be read in parallel (they may), and one silent extension makes Sphinx serial.
+SILENT = ("sphinx-mathjax-offline", "sphinx_multitoc_numbering", "sphinx_jupyterbook_latex")
+
+
+def seconds_file(app) -> Path:
+    """Where the seconds of each chapter stand: {page: {"wall": seconds, "cpu": seconds}}."""
+    return Path(app.outdir).parent / "seconds.json"
+
+
+def read_seconds(path: Path) -> dict:
+    """The seconds that an earlier build left, none where there was no build."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def longest_first(pages: list[str], processes: int, seconds: dict) -> list[list[str]]:
+    """One page a chunk, in the order that makes Sphinx begin with the longest; unknown pages count as long.
+
+    Sphinx starts the first `processes` chunks as they come and takes the others from the end of its list.
+    """
+    known = {page: value["wall"] for page, value in seconds.items()}
+    ordered = sorted(pages, key=lambda page: -known.get(page, float("inf")))
+    return [[page] for page in (*ordered[:processes], *reversed(ordered[processes:]))]
+
+
+def allow_processes(app):
+    """On `builder-inited`: lift what keeps Sphinx serial, and give it one page at a time instead of a few fixed chunks."""
+    from jupyter_cache import get_cache
+    from sphinx import builders
+
+    for name in SILENT:
+        if name in app.extensions:
+            app.extensions[name].parallel_read_safe = True
+    # Two readers that create the tables of one database at the same time fail: create them here.
+    get_cache(app.env.mystnb_config.execution_cache_path).db
+    known = read_seconds(seconds_file(app))
+    builders.make_chunks = lambda pages, processes: longest_first(pages, processes, known)
+
+
+def seconds_of_children() -> float:
+    """CPU seconds of the processes that this one started and that have ended: kernels, and what they started."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def start_clock(app, docname, source):
+    """On `source-read`: note where the CPU clock of the kernels stands."""
+    app.env.lpft_clock = seconds_of_children()
+
+
+def stop_clock(app, doctree):
+    """On `doctree-read`: keep the CPU seconds of this page's kernel, which has ended."""
+    app.env.metadata[app.env.docname]["cpu"] = seconds_of_children() - app.env.lpft_clock
+
+
+def write_seconds(app, exception):
+    """On `build-finished`: write the seconds of each executed chapter; a page from the cache keeps those it has."""
+    from myst_nb.sphinx_ import NbMetadataCollector
+
+    path = seconds_file(app)
+    seconds = read_seconds(path)
+    for page in app.env.found_docs:
+        wall = (NbMetadataCollector.get_exec_data(app.env, page) or {}).get("runtime")
+        cpu = app.env.metadata[page].get("cpu", 0.0)
+        if wall is not None and (cpu or page not in seconds):
+            seconds[page] = {"wall": round(wall, 1), "cpu": round(cpu, 1)}
+    kept = {page: seconds[page] for page in sorted(seconds) if page in app.env.found_docs}
+    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
 def setup(app):
-    """Connect both steps and set what the kernels inherit; pages may be read and written in parallel."""
+    """Connect the steps and set what the kernels inherit; pages may be read and written in parallel."""
     os.environ["PYTHONWARNINGS"] = ",".join(
         filter(None, [os.environ.get("PYTHONWARNINGS"), NO_WIDGETS])
     )
-    app.connect("source-read", strip_directives)
+    app.connect("source-read", prepare_source)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("builder-inited", allow_processes, priority=900)
+    app.connect("source-read", start_clock)
+    app.connect("doctree-read", stop_clock)
+    app.connect("build-finished", write_seconds)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -64,6 +64,29 @@ def test_chapter_was_executed_as_it_stands(book, page):
     assert counts == list(range(1, len(counts) + 1))
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_chapter_takes_at_most_twenty_seconds(book, page):
+    """CPU seconds of the kernel, which another load on the machine stretches less than the seconds on the wall."""
+    if page not in book.executed:
+        pytest.skip("did not run to its end: see test_chapter_runs")
+    seconds = book.seconds[page]
+    assert 0 < seconds["cpu"] <= 20 or 0 < seconds["wall"] <= 20, (
+        f"{page}.ipynb took {seconds['cpu']} s of CPU ({seconds['wall']} s on the wall): "
+        "cut the work, or read it from results/"
+    )
+
+
+def test_chapters_start_with_the_longest(monkeypatch):
+    """Sphinx starts the first two chunks as they stand and takes the others from the end of the list."""
+    monkeypatch.syspath_prepend(str(ROOT / "nbs" / "_ext"))
+    from lpft_book import longest_first
+
+    seconds = {page: {"wall": float(page[1:]), "cpu": 0.0} for page in ("p1", "p2", "p3", "p4")}
+    chunks = longest_first(["p1", "p2", "new", "p3", "p4"], 2, seconds)
+    started = [*chunks[:2], *reversed(chunks[2:])]
+    assert started == [["new"], ["p4"], ["p3"], ["p2"], ["p1"]]
+
+
 def test_the_book_built_without_warnings(book):
     warnings = "\n".join(
         line for line in book.log.splitlines() if "WARNING" in line or "ERROR" in line
