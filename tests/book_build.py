@@ -17,13 +17,25 @@ ROOT = Path(__file__).resolve().parent.parent
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
+def nested_pages(chapters: list[dict]) -> list[str]:
+    """The pages of a list of chapters in reading order, each followed by the pages nested under it."""
+    return [
+        page
+        for chapter in chapters
+        for page in (chapter["file"], *nested_pages(chapter.get("sections", [])))
+    ]
+
+
+def toc_parts() -> dict[str, list[str]]:
+    """The pages of each part of the book, by its caption in _toc.yml."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return {part["caption"]: nested_pages(part["chapters"]) for part in toc["parts"]}
+
+
 def toc_pages() -> list[str]:
     """The pages of the book, as _toc.yml names them, home page first."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    return [
-        toc["root"],
-        *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"]),
-    ]
+    return [toc["root"], *(page for pages in toc_parts().values() for page in pages)]
 
 
 @dataclass(frozen=True)
