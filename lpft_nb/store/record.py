@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'MetricRow', 'HistoryRow', 'TaskOfRecord', 'ModelOfRecord', 'StageOfRecord', 'Record', 'RecordError',
-           'run_id', 'configuration_of', 'record_id', 'make_record', 'check_record', 'record_text', 'write_record',
-           'parse_record', 'read_record', 'find_results', 'load_arrays']
+           'run_id', 'identity_of', 'configuration_of', 'record_id', 'make_record', 'check_record', 'record_text',
+           'write_record', 'parse_record', 'read_record', 'find_results', 'load_arrays']
 
 # %% ../../nbs/08a_record.ipynb #9f040724
 import json
 import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, with_config
+from pydantic_core import from_json
 from typing_extensions import TypedDict
 
 from lpft_nb.store.cache import (
@@ -57,6 +61,23 @@ class HistoryRow(TypedDict):
     epoch: _Number
     metric: str
     value: _Number
+
+
+def _rows_at_once(rows: Any, check: Callable, allowed: dict[str, set[type]]) -> Any:
+    "The rows, where every column of them is of the right type; else what pydantic says of each row in turn."
+    right = type(rows) is list and set(map(type, rows)) <= {dict}
+    right = right and all(map(allowed.keys().__eq__, map(dict.keys, rows)))
+    for name, types in allowed.items():
+        right = right and set(map(type, map(itemgetter(name), rows))) <= types
+    return rows if right else check(rows)
+
+
+def _rows_of(row: type) -> Any:
+    "The type of a list of such rows."
+    hints = get_type_hints(row).items()
+    allowed = {name: {str} if of is str else {int, float, NoneType} for name, of in hints}
+    at_once = WrapValidator(lambda rows, check: _rows_at_once(rows, check, allowed))
+    return Annotated[list[row], at_once]
 
 # %% ../../nbs/08a_record.ipynb #68f2a21d
 class _Open(BaseModel):
@@ -110,8 +131,8 @@ class Record(BaseModel):
     status: Literal["finished", "failed"]
     error: str | None  # the message of a failed run
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
-    metrics: list[MetricRow]
-    history: list[HistoryRow]
+    metrics: _rows_of(MetricRow)
+    history: _rows_of(HistoryRow)
     arrays: _Name | None  # the safetensors file beside the record
 
 
@@ -148,21 +169,23 @@ def run_id(
     return "-".join([*readable, content_hash(configuration)[:8]])
 
 
+def identity_of(
+    record: dict,  # a record, or the part of one that is known before the run
+) -> dict:
+    "What defines the run: experiment, method, seed, parameters, the task's and the model's identity."
+    task, model = record["task"], record["model"]
+    of_model = ("id", "revision", "sha256", "pooling", "max_length")
+    return {name: record[name] for name in ("experiment", "method", "seed", "parameters")} | {
+        "task": {name: task[name] for name in ("name", "fingerprint")},
+        "model": {name: model.get(name) for name in of_model},
+    }
+
+
 def configuration_of(
     record: dict,  # a record, or the part of one that is known before the run
 ) -> dict:  # JSON values
-    "What defines the run: experiment, method, seed, parameters, the task's and the model's identity."
-    task, model = record["task"], record["model"]
-    return plain(
-        {
-            **{name: record[name] for name in ("experiment", "method", "seed", "parameters")},
-            "task": {name: task[name] for name in ("name", "fingerprint")},
-            "model": {
-                name: model.get(name)
-                for name in ("id", "revision", "sha256", "pooling", "max_length")
-            },
-        }
-    )
+    "`identity_of` as plain values, whatever the parameters were made of."
+    return plain(identity_of(record))
 
 
 def record_id(
@@ -224,7 +247,7 @@ def _machine_paths(record: dict) -> list[str]:
     "Texts in the parameters, the model and the task's origin that are paths of a machine."
     task = {name: record["task"].get(name) for name in ("name", "source")}
     parts = {"parameters": record["parameters"], "model": record["model"], "task": task}
-    return [name for name, part in parts.items() if plain(portable(part)) != part]
+    return [name for name, part in parts.items() if portable(part) != part]
 
 
 def check_record(
@@ -303,13 +326,21 @@ def _no_constants(name: str):
     raise ValueError(f"{name} is not JSON")
 
 
+def _read_json(data: bytes) -> Any:
+    "Strict JSON by pydantic's quick reader; what that refuses is left to Python's, which says why."
+    try:
+        return from_json(data, allow_inf_nan=False)
+    except ValueError:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_constants)
+
+
 def parse_record(
     data: bytes,  # the whole content of a record's file
     name: str,  # the file's name, such as "lp_ft-cb-minilm-LP-FT-s0-1a2b3c4d.json"
 ) -> dict:  # the record; a value that was not finite is None
     "Check the content of one file; raises RecordError, with the file's name, where it is no record of ours."
     try:
-        record = json.loads(data.decode("utf-8"), parse_constant=_no_constants)
+        record = _read_json(data)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{name}: cannot be read as JSON, it may be cut off: {error}") from error
     try:

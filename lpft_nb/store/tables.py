@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +24,8 @@ from .cache import canonical_json, content_hash, write_atomically
 from lpft_nb.store.record import (
     RecordError,
     check_record,
-    configuration_of,
     find_results,
+    identity_of,
     parse_record,
     read_record,
 )
@@ -71,7 +71,10 @@ def _one_a_run(found: list[tuple[str, dict]]) -> tuple[list[dict], list[str]]:
     return [records[name] for name in sorted(records)], again
 
 # %% ../../nbs/08c_gathered_table.ipynb #326e3177
-def _records_in(contents: dict[Path, bytes | OSError]) -> tuple[list[dict], list[str]]:
+def _records_in(
+    contents: dict[Path, bytes | OSError],
+    keep: Callable[[dict], dict] = dict,  # what to hold of a record
+) -> tuple[list[dict], list[str]]:
     "Valid records by name; 'file: reason' for every file that is none."
     found, skipped = [], []
     for path, data in contents.items():
@@ -79,7 +82,7 @@ def _records_in(contents: dict[Path, bytes | OSError]) -> tuple[list[dict], list
             skipped.append(f"{path.name}: {data.strerror}")
             continue
         try:
-            found.append((path.name, parse_record(data, path.name)))
+            found.append((path.name, keep(parse_record(data, path.name))))
         except RecordError as error:
             skipped.append(str(error))
     records, again = _one_a_run(found)
@@ -174,7 +177,7 @@ def _describe(record: dict) -> dict:
     shared = {
         name: _of_method(value, method) for name, value in used.items() if name not in _PER_RUN
     }
-    setting = configuration_of(record) | {"seed": None, "parameters": shared}
+    setting = identity_of(record) | {"seed": None, "parameters": shared}
     same = ("run_id", "experiment", "method", "seed", "status", "created")
     return {name: record[name] for name in same} | {
         "task": task["name"],
@@ -194,20 +197,26 @@ def _last_stage(record: dict) -> str | None:
     return record["stages"][-1]["name"] if finished else None
 
 
-def _table(records: list[dict], kind: str) -> pd.DataFrame:
-    "One row a metric (kind: metrics) or a point of a curve (history), with what its run repeats."
+def _part(record: dict, kind: str) -> dict:
+    "What a table of this kind (metrics or history) needs of a record, column by column."
+    rows, last = record[kind], _last_stage(record)
+    part = {name: record[name] for name in ("run_id", "status", "created")}
+    for name in sorted(set(TABLES[kind].columns) - set(RUN_COLUMNS) - {"final"}):
+        part[name] = [row[name] for row in rows]
+    return part | {"shared": _describe(record), "final": [row["stage"] == last for row in rows]}
+
+
+def _table(parts: list[dict], kind: str) -> pd.DataFrame:
+    "One row a metric or a point of a curve, with what its run repeats."
     columns = TABLES[kind].columns
-    described = [_describe(record) for record in records]
-    runs = pd.DataFrame(described, columns=list(RUN_COLUMNS)).astype(_TYPES)
-    counts = [len(record[kind]) for record in records]
-    frame = runs.take(np.repeat(np.arange(len(records)), counts)).reset_index(drop=True)
-    rows = [row for record in records for row in record[kind]]
-    for name in sorted(set(columns) - set(RUN_COLUMNS) - {"final"}):
-        values = [row[name] for row in rows]
-        frame[name] = values if name in ("stage", "split", "metric") else np.array(values, float)
-    if "final" in columns:
-        ends = [(_last_stage(record), record[kind]) for record in records]
-        frame["final"] = np.array([row["stage"] == end for end, own in ends for row in own], bool)
+    runs = pd.DataFrame([part["shared"] for part in parts], columns=list(RUN_COLUMNS))
+    counts = [len(part["stage"]) for part in parts]
+    runs = runs.astype(_TYPES).take(np.repeat(np.arange(len(parts)), counts))
+    frame = runs.reset_index(drop=True)
+    for name in sorted(set(columns) - set(RUN_COLUMNS)):
+        values = [value for part in parts for value in part[name]]
+        kept_as = {"stage": str, "split": str, "metric": str, "final": bool}.get(name, float)
+        frame[name] = values if kept_as is str else np.array(values, kept_as)
     return frame[list(columns)]
 
 # %% ../../nbs/08c_gathered_table.ipynb #b830b1a3
@@ -266,14 +275,14 @@ def load_table(
     "A table of a folder's or a list's records; `attrs[\"skipped\"]` lists what was no record."
     if source is not None and not isinstance(source, (str, Path)):
         records, skipped = _listed(source)
-        frame = _table(records, kind)
+        frame = _table([_part(record, kind) for record in records], kind)
     else:
         folder = find_results() if source is None else Path(source)
         contents, skipped = _contents(folder), []
         frame = _gathered(folder, contents, kind)
         if frame is None:
-            records, skipped = _records_in(contents)
-            frame = _table(records, kind)
+            parts, skipped = _records_in(contents, lambda record: _part(record, kind))
+            frame = _table(parts, kind)
     frame.attrs = {"skipped": skipped}
     return frame
 
@@ -287,7 +296,9 @@ def gather(
     records, skipped = _records_in(contents)
     header = {"version": _TABLE_VERSION, "files": {} if skipped else _hashes(folder, contents)}
     for kind, place in TABLES.items():
-        table = pyarrow.Table.from_pandas(_table(records, kind), preserve_index=False)
+        table = pyarrow.Table.from_pandas(
+            _table([_part(record, kind) for record in records], kind), preserve_index=False
+        )
         metadata = {**table.schema.metadata, b"lpft_nb": canonical_json(header).encode()}
         buffer = io.BytesIO()
         pyarrow.parquet.write_table(

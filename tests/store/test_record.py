@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from toy_records import SURROUNDINGS, make
 
@@ -309,6 +310,34 @@ def test_whatever_stands_in_a_file_reading_a_folder_never_fails(
     (folder / f"{record['run_id'] if fitting else 'x'}.json").write_text(json.dumps(record))
     records.load_results(folder)
     records.load_history(folder)
+
+
+cells = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=3)
+)
+some_row = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("stage", "split", "metric", "value", "x"), cells)
+)
+good_row = st.fixed_dictionaries({"stage": st.text(max_size=3), "split": st.just("test"), "metric": st.just("nll"), "value": st.none() | st.integers(-3, 3) | st.floats()})  # fmt: skip
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(good_row | some_row | cells, max_size=4))
+def test_columns_at_once_and_row_by_row_agree(rows):
+    def verdict(kind):
+        try:
+            TypeAdapter(kind).validate_python(rows)
+        except ValidationError as error:
+            return error.errors(include_url=False)[0]["loc"]
+        return None
+
+    assert verdict(record_module._rows_of(record_module.MetricRow)) == verdict(
+        list[record_module.MetricRow]
+    )
 
 
 def test_schema_is_strict_and_holds_what_is_written():
