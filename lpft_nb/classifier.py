@@ -6,22 +6,29 @@
 __all__ = ['logger', 'POOLINGS', 'ATTENTIONS', 'HEAD_STANDARD_DEVIATION', 'MODEL_INPUTS', 'NO_LABEL', 'LOADING', 'pool',
            'positions_from_mask', 'learned_positions', 'move_padding_right', 'backbone_class', 'choose_pooling',
            'backbone_options', 'build_backbone', 'reset_head', 'set_head', 'text_rows', 'encode_rows', 'pad_encoded',
-           'unpad', 'tokenizer_of', 'check_max_length', 'check_batch', 'compute_features', 'cross_entropy',
-           'Prediction', 'TextInterface', 'LoadingInterface', 'SavingInterface', 'TemperatureInterface', 'keep_weights',
-           'refuse_options', 'Classifier', 'as_encoded', 'evaluation', 'collect', 'features_of', 'logits_of',
-           'load_backbone', 'new_classifier', 'label_map', 'settle', 'load_saved']
+           'unpad', 'tokenizer_of', 'check_max_length', 'check_length', 'check_batch', 'compute_features',
+           'cross_entropy', 'Prediction', 'TextInterface', 'LoadingInterface', 'SavingInterface',
+           'TemperatureInterface', 'keep_weights', 'refuse_options', 'Classifier', 'as_encoded', 'evaluation',
+           'collect', 'features_of', 'logits_of', 'load_backbone', 'new_classifier', 'label_map', 'settle',
+           'load_saved', 'Shape', 'read_shape', 'file_stamp', 'feature_length', 'describe_model']
 
 # %% ../nbs/02_classifier.ipynb #b4646d90
 import copy
+import functools
 import inspect
 import logging
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto import modeling_auto
 from lpft_nb.models.checkpoints import (
@@ -312,14 +319,23 @@ def check_max_length(
     max_length: int,  # tokens
 ) -> int:  # the same
     "Refuse a length that the backbone's table of positions, or the special tokens, cannot serve."
+    return check_length(max_length, model.position_limit, model.tokenizer)
+
+
+def check_length(
+    max_length: int,  # tokens
+    position_limit: int | None,  # that fit; None: no limit
+    tokenizer,  # or None
+) -> int:  # the same
+    "Refuse a length that a table of positions, or the special tokens, cannot serve."
     if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1:
         raise ValueError(f"max_length must be a positive number of tokens, got {max_length!r}")
-    limit = model.position_limit
+    limit = position_limit
     if limit is not None and max_length > limit:
         raise ValueError(
             f"max_length {max_length} is more than the {limit} positions of this backbone; pass max_length={limit} or less"
         )
-    special = 0 if model.tokenizer is None else model.tokenizer.num_special_tokens_to_add(pair=True)
+    special = 0 if tokenizer is None else tokenizer.num_special_tokens_to_add(pair=True)
     if max_length <= special:
         raise ValueError(f"max_length {max_length} leaves no room beside {special} special tokens")
     return max_length
@@ -700,13 +716,10 @@ def new_classifier(
     **fields,  # of ClassifierConfig: pooling, max_tokens, head_bias, head_dropout, source
 ):  # a Classifier in evaluation mode
     "Put a fresh head on a backbone."
-    probe = torch.ones(1, 1, dtype=torch.long, device=backbone.device)
-    with evaluation(backbone):
-        hidden_size = backbone(input_ids=probe, attention_mask=probe).last_hidden_state.shape[-1]
     backbone.config._name_or_path = fields.get("source", {}).get("id", "")
     config = ClassifierConfig(
         backbone=backbone.config,
-        hidden_size=hidden_size,
+        hidden_size=feature_length(backbone),
         id2label=labels,
         label2id={name: index for index, name in labels.items()},
         dtype=backbone.dtype,
@@ -784,3 +797,93 @@ def load_saved(
         )
     refuse_incomplete(report, directory.name)
     return model
+
+# %% ../nbs/02_classifier.ipynb #da665c92
+class Shape(NamedTuple):
+    "What the files of a checkpoint say, without its weights."
+
+    config: PretrainedConfig  # a ClassifierConfig, or the backbone's configuration
+    architecture: str  # class of the backbone
+    backbone_parameters: int  # numbers in the backbone, adapters included
+    features: int  # h
+    position_limit: int | None  # tokens that fit; None: no limit
+    tokenizer: object  # or None
+
+
+@functools.lru_cache(maxsize=32)
+def read_shape(
+    directory: Path,  # a checkpoint
+    stamp: tuple,  # of its files, from `file_stamp`: changed files are read again
+) -> Shape:  # not to be changed: it is kept
+    "Build a checkpoint's backbone without numbers and measure it."
+    config = load_config(directory)
+    saved = isinstance(config, ClassifierConfig)
+    with torch.device("meta"):
+        backbone = build_backbone(config.backbone if saved else config).eval()
+        if saved and config.lora:
+            inject_lora(backbone, **config.lora)
+    return Shape(
+        config=config,
+        architecture=type(backbone).__name__,
+        backbone_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        features=config.hidden_size if saved else feature_length(backbone),
+        position_limit=learned_positions(backbone)[1],
+        tokenizer=load_tokenizer(directory),
+    )
+
+
+def file_stamp(
+    directory: Path,  # a checkpoint
+) -> tuple:  # name, size and time of change of each file
+    "What changes when a file of a checkpoint is written again."
+    files = [(path, path.stat()) for path in sorted(directory.iterdir()) if path.is_file()]
+    return tuple((path.name, status.st_size, status.st_mtime_ns) for path, status in files)
+
+# %% ../nbs/02_classifier.ipynb #1af96703
+def feature_length(
+    backbone: PreTrainedModel,  # on any device, the meta device included
+) -> int:  # h
+    "Measure the length of a feature vector: one token goes through the backbone."
+    token = torch.ones(1, 1, dtype=torch.long, device=backbone.device)
+    inputs = {"input_ids": token}
+    if backbone.device.type != "meta":
+        inputs["attention_mask"] = token
+    try:
+        with evaluation(backbone):
+            return backbone(**inputs).last_hidden_state.shape[-1]
+    except RuntimeError:
+        if backbone.device.type != "meta":
+            raise
+    with torch.random.fork_rng(devices=[]):
+        return feature_length(type(backbone)._from_config(backbone.config))
+
+
+def describe_model(
+    name: str | Path,  # an embedded name, a local directory, or a hub id
+    *,
+    num_labels: int | None,  # C
+    pooling: str | None = None,  # "cls", "last" or "mean"; None: by the kind of backbone
+    max_length: int | None = None,  # tokens; None: 128, or what a saved Classifier says
+    label_names=None,  # C names; None: any
+    **hub_options,  # revision, token, cache_dir
+) -> dict[str, Any]:  # id, revision, sha256, pooling, max_length, parameters, architecture
+    "What a record says about a model, from its configuration and the hash of its file; no weights are loaded."
+    directory, source = locate(name, **hub_options)
+    shape = read_shape(directory, file_stamp(directory))
+    asked = {"pooling": pooling, "max_tokens": max_length}
+    asked = {field: value for field, value in asked.items() if value is not None}
+    if isinstance(shape.config, ClassifierConfig):
+        config = copy.deepcopy(shape.config)
+        settle(config, num_labels, label_names, source, asked)
+    else:
+        labels = label_map(num_labels, label_names)
+        config = ClassifierConfig(backbone=shape.config, num_labels=len(labels), **asked)
+        config.pooling = choose_pooling(shape.config, pooling)
+    check_length(config.max_tokens, shape.position_limit, shape.tokenizer)
+    return source | {
+        "pooling": config.pooling,
+        "max_length": config.max_tokens,
+        "parameters": shape.backbone_parameters
+        + config.num_labels * (shape.features + config.head_bias),
+        "architecture": shape.architecture,
+    }

@@ -374,7 +374,7 @@ def settings_of(
     method: str,
 ) -> dict[str, Any]:  # one value each; only what can change the run
     "What a run of the method uses: one value each, and nothing that it does not look at."
-    from lpft_nb.stages import resolve
+    from lpft_nb.store.machine import resolve
 
     device, precision = resolve(parameters["device"], parameters["dtype"])
     used = {name: parameters[name] for name in _OF_EVERY_RUN} | {

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['METHODS', 'set_trainable', 'trainable_table', 'StageData', 'fit_exactly', 'fit_by_steps', 'LinearProbe',
            'run_training', 'check_training_settings', 'FineTune', 'LoRA', 'ScaleHead', 'method_stages',
-           'classes_may_lack', 'measure', 'reset_peak_memory', 'peak_memory_bytes', 'weights_hash', 'encode_split',
-           'split_features', 'frozen_features', 'save_stage', 'load_stage', 'StageResult', 'resolve', 'unique_names',
-           'run_one', 'start_processes', 'finished_or_run', 'start_run', 'run_key', 'run_in_order', 'run_stages']
+           'classes_may_lack', 'measure', 'weights_hash', 'encode_split', 'split_features', 'frozen_features',
+           'save_stage', 'load_stage', 'StageResult', 'unique_names', 'run_one', 'finished_or_run', 'start_run',
+           'run_key', 'run_in_order', 'run_stages']
 
 # %% ../nbs/10_stages.ipynb #42d2eefa
 import contextlib
@@ -18,7 +18,6 @@ import json
 import logging
 import math
 import os
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .store.cache import cached, content_hash
+from .store.machine import World, peak_memory_bytes, reset_peak_memory, resolve
 from .training.calibration_rows import calibration_rows
 from .classifier import features_of, set_head
 from .features import feature_statistics
@@ -401,30 +401,6 @@ def measure(
     )
     return rows + calibration, logits, reason
 
-# %% ../nbs/10_stages.ipynb #68ab5fdc
-def reset_peak_memory(device: str) -> None:
-    "Start a new measurement of peak memory where the system can do that."
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes(device: str) -> int:
-    "Peak memory since the last reset: of the GPU's allocator, or of the process (resident set; since its start where a reset is impossible)."
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-
 # %% ../nbs/10_stages.ipynb #61931ca8
 def weights_hash(model) -> str:
     "A hash of every backbone weight and of how it is read out: names, shapes, types, bytes, pooling."
@@ -552,22 +528,6 @@ class StageResult:
     seconds: float
     peak_memory_bytes: int
 
-
-def resolve(device: str, dtype: str) -> tuple[str, torch.dtype]:
-    "The device and the training precision: 'auto' takes a GPU where there is one, and bfloat16 where it has that."
-    choices = dict(auto=None, float32=torch.float32, bfloat16=torch.bfloat16)
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={device!r}: expected auto, cpu or cuda")
-    if dtype not in choices:
-        raise ValueError(f"dtype={dtype!r}: expected auto, float32 or bfloat16")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda', but this torch finds no GPU; use device='cpu' or 'auto'")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    automatic = (
-        torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    )
-    return device, choices[dtype] or automatic
-
 # %% ../nbs/10_stages.ipynb #24617ccd
 def unique_names(stages: list) -> list[str]:
     "The stages' names; a repeated one gets a number: LP, FT, FT2."
@@ -625,15 +585,6 @@ def run_one(
     )
 
 # %% ../nbs/10_stages.ipynb #7ace404e
-def start_processes(device: str):
-    "Join the process group when `accelerate launch` or `torchrun` started several processes; None for a single one."
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    from accelerate import PartialState
-
-    return PartialState(cpu=device == "cpu")
-
-
 def finished_or_run(
     stage,
     name: str,
@@ -642,15 +593,14 @@ def finished_or_run(
     reference: dict[str, torch.Tensor],
     extra: tuple[str, ...],
     key: str,
-    processes,
+    processes: World,
 ):
     "Take a stage from its folder, or run it and leave it there: content of its record, features and logits by split."
     finished = (data.folder / "stage.json").exists()
-    if processes is not None:
-        processes.wait_for_everyone()  # nobody writes before everybody has looked
+    processes.wait()  # nobody writes before everybody has looked
     if not finished:
         content, features, logits = run_one(stage, name, model, data, reference, extra)
-        if processes is None or processes.is_main_process:
+        if processes.rank == 0:
             save_stage(data.folder, key, model, content, logits)
         return content, features, logits
     stage.prepare(model, data.seed)
@@ -712,7 +662,7 @@ def run_in_order(
     folder: Path,
     minutes: float,
     extra: tuple[str, ...],
-    processes,
+    processes: World,
 ):
     "Take or run each stage in turn: metric rows, history rows, facts, logits by stage and split."
     rows, history, facts, arrays, key, reference = [], [], [], {}, start_key, data.features
@@ -754,7 +704,7 @@ def run_stages(
         raise ValueError("no stages to run; pass e.g. [LinearProbe(), FineTune()]")
     device, precision = resolve(device, dtype)
     processes, begin, max_length = (
-        start_processes(device),
+        World.current(device),
         time.monotonic(),
         max_length or model.config.max_tokens,
     )

@@ -1,5 +1,6 @@
 """The rendered book that several test files look at: built once, from an empty cache."""
 
+import fcntl
 import json
 import os
 import re
@@ -16,13 +17,25 @@ ROOT = Path(__file__).resolve().parent.parent
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
+def nested_pages(chapters: list[dict]) -> list[str]:
+    """The pages of a list of chapters in reading order, each followed by the pages nested under it."""
+    return [
+        page
+        for chapter in chapters
+        for page in (chapter["file"], *nested_pages(chapter.get("sections", [])))
+    ]
+
+
+def toc_parts() -> dict[str, list[str]]:
+    """The pages of each part of the book, by its caption in _toc.yml."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return {part["caption"]: nested_pages(part["chapters"]) for part in toc["parts"]}
+
+
 def toc_pages() -> list[str]:
     """The pages of the book, as _toc.yml names them, home page first."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    return [
-        toc["root"],
-        *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"]),
-    ]
+    return [toc["root"], *(page for pages in toc_parts().values() for page in pages)]
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,18 @@ class Book:
         }
 
 
+def build_once(output: Path) -> None:
+    """Build the book for this test run; where two workers ask at once, the second waits for the first's."""
+    run, stamp = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())), output / "built_for"
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.is_file() or stamp.read_text() != run:
+            command = [sys.executable, "scripts/book.py", "--output", str(output)]
+            subprocess.run([*command, "--clean", "--no-run"], cwd=ROOT, capture_output=True)
+            stamp.write_text(run)
+
+
 @lru_cache
 def built_book() -> Book:
     """The build in the folder that LPFT_BOOK names (`make test` makes it), else a new one in _build/test."""
@@ -76,11 +101,7 @@ def built_book() -> Book:
     named = os.environ.get("LPFT_BOOK")
     output = ROOT / (named or "_build/test")
     if not named:
-        subprocess.run(
-            [sys.executable, "scripts/book.py", "--output", str(output), "--clean", "--no-run"],
-            cwd=ROOT,
-            capture_output=True,
-        )
+        build_once(output)
     book = Book(output / "_build")
     assert (book.folder / "status").is_file(), f"no book was built in {output}; try: make book"
     return book

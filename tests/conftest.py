@@ -2,6 +2,7 @@
 
 import atexit
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -25,11 +26,35 @@ os.environ["PYTHONPATH"] = os.pathsep.join(map(str, TREE))
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 torch.set_num_threads(1)
+# The same examples in every run; `--hypothesis-profile=default` draws new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 atexit.register(shutil.rmtree, os.environ["LPFT_CACHE"], ignore_errors=True)
+
+# --- two workers (`pytest -n 2 --dist loadgroup`)
+
+LONGEST = ("wheel", "browser", "tangent_kernel", "experiments", "command_line", "classifier")
+
+
+def group_of(item) -> str:
+    "The tests of a file share its fixtures, so one worker takes them all; a mark `xdist_group` says otherwise."
+    mark = item.get_closest_marker("xdist_group")
+    return mark.args[0] if mark else item.path.stem.removeprefix("test_")
+
+
+def pytest_collection_modifyitems(items):
+    "Put each test into a group and begin with the groups that take long; the order is the same in every worker."
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(group_of(item), len(LONGEST)))
+
 
 WORDS = (
     "a an the of and or in on for to with is are not no very small large matrix vector norm sum mean sparse dense graph "
@@ -225,3 +250,56 @@ def tiny_model():
 def architecture(request) -> str:
     "Every architecture in turn."
     return request.param
+
+
+# --- a small world on disk
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    "A folder with a tiny random BERT and its tokenizer, as a hub would give them: no head."
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = transformers.AutoModel.from_config(build_backbone_config("bert"))
+    backbone.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_task(tmp_path_factory) -> Path:
+    "A folder with a made-up task of two classes: 12 sentences for training, 6 for validation, 6 for the test."
+    folder = tmp_path_factory.mktemp("task") / "toy"
+    folder.mkdir()
+    rows = [
+        {"text": f"{word} {other}", "label": number % 2}
+        for number, (word, other) in enumerate(zip(WORDS[:24], WORDS[24:48], strict=True))
+    ]
+    for split, part in {"train": rows[:12], "validation": rows[12:18], "test": rows[18:]}.items():
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_request(toy_task, tiny_checkpoint) -> dict:
+    "The parameters of a run of a second: LP and FT, one seed, one epoch, of the tiny checkpoint on the toy task."
+    return {
+        "task": str(toy_task),
+        "model": str(tiny_checkpoint),
+        "methods": ["LP", "FT"],
+        "seeds": [0],
+        "epochs": 1,
+        "max_train": None,
+        "max_length": 16,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_request, tmp_path_factory) -> tuple[dict, Path, list[Path]]:
+    "One run of the notebook lp_ft through the launcher: the request, the executed notebook, the records. Change nothing in it."
+    from lpft_nb import experiments
+
+    request = small_request | {"output": str(tmp_path_factory.mktemp("runs"))}
+    return request, *experiments.run_experiment("lp_ft", request)

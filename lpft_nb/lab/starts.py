@@ -26,14 +26,8 @@ from lpft_nb.experiments import (
     load_model,
 )
 from ..kernel_machines import IllConditionedKernel, kernel_regression
-from lpft_nb.stages import (
-    encode_split,
-    frozen_features,
-    is_head,
-    peak_memory_bytes,
-    reset_peak_memory,
-    resolve,
-)
+from ..stages import encode_split, frozen_features, is_head
+from ..store.machine import peak_memory_bytes, reset_peak_memory, resolve
 from ..linear_probe import fit_probe
 from ..classifier import logits_of, set_head
 from ..models.lora import add_lora

@@ -8,6 +8,7 @@ __all__ = ['logger', 'EMBEDDED_MODELS', 'HUB_FILES', 'HUB_OPTIONS', 'TOKENIZER_F
            'load_tokenizer', 'quiet_transformers', 'refuse_incomplete']
 
 # %% ../../nbs/02b_checkpoints.ipynb #2ac1afb4
+import functools
 import hashlib
 import importlib.util
 import json
@@ -46,14 +47,21 @@ def weight_files(
     )
 
 
+@functools.lru_cache(maxsize=256)
+def _file_hash(path: Path, size: int, modified: int) -> str:
+    "The sha256 of a file in hex, once for each state of the file."
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def model_file_hash(
-    directory,  # a checkpoint's directory
+    directory: str | Path,  # a checkpoint's directory
 ) -> str:  # sha256 of model.safetensors in hex; for shards, of the list of their names and hashes
     "Identify weights by their content."
     digests = {}
     for path in weight_files(Path(directory)):
-        with open(path, "rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        status = path.stat()
+        digests[path.name] = _file_hash(path.resolve(), status.st_size, status.st_mtime_ns)
     if len(digests) == 1:
         return next(iter(digests.values()))
     listing = "".join(f"{digest}  {name}\n" for name, digest in digests.items())

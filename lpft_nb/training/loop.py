@@ -25,6 +25,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from ..classifier import HEAD_STANDARD_DEVIATION
 from ..metrics import classification_metrics
+from ..store.machine import World
 
 # %% ../../nbs/09_fine_tuning.ipynb #40779a75
 def epoch_order(
@@ -460,7 +461,7 @@ def train(
     minutes_between_checkpoints: float = 10.0,  # math.inf: never
 ) -> tuple[list[dict], dict]:  # history rows; facts: best step and value, steps, padding share
     "Train with AdamW and linear decay, resume where a kill cut in, and end with the weights of the best validation epoch."
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = World.current(device).size
     arguments = training_arguments(plan, folder, seed, device, dtype, processes, len(training))
     groups = parameter_groups(
         model, plan.head_learning_rate, plan.backbone_learning_rate, plan.weight_decay

@@ -9,6 +9,12 @@ from pathlib import Path
 # Kernels inherit this. tqdm asks for ipywidgets at import; pages show no bars, and widgets would load scripts from elsewhere.
 NO_WIDGETS = "ignore:IProgress not found"
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(\w+)?")
+WORKSHOP = "nbs/13_how_this_book_is_made"  # this page and those nested under it are for maintainers
+WORKSHOP_NOTE = """```{admonition} From the workshop
+:class: note workshop
+This page is for those who maintain the package. A reader of the book may skip it.
+```"""
+OPENING = re.compile(r"\A\s*# .+\n(?:\s*\n)*(?:>.*(?:\n|\Z))*")  # title and subtitle
 
 
 def shown_cell(cell: dict) -> dict | None:
@@ -32,10 +38,32 @@ def without_directives(notebook: dict) -> dict:
     return {**notebook, "cells": [cell for cell in cells if cell is not None]}
 
 
-def strip_directives(app, docname, source):
-    """On `source-read`: pass notebooks on without nbdev's directives."""
-    if str(app.env.doc2path(docname)).endswith(".ipynb"):
-        source[0] = json.dumps(without_directives(json.loads(source[0])))
+def nested_pages(site_map, docname: str) -> set[str]:
+    """A page of the table of contents and all pages nested under it."""
+    page = site_map.get(docname)
+    below = page.child_files() if page else []
+    return {docname}.union(*(nested_pages(site_map, child) for child in below))
+
+
+def with_workshop_note(text: str) -> str:
+    """The text of a page with the note under its title and subtitle."""
+    opening = OPENING.match(text)
+    if opening is None:
+        raise ValueError(f"a page must open with a line '# title', not with {text[:60]!r}")
+    return f"{opening.group().rstrip()}\n\n{WORKSHOP_NOTE}\n\n{text[opening.end() :].lstrip()}"
+
+
+def prepare_source(app, docname, source):
+    """On `source-read`: notebooks lose nbdev's directives, pages of the workshop say what they are."""
+    is_workshop = docname in nested_pages(app.config.external_site_map, WORKSHOP)
+    if not str(app.env.doc2path(docname)).endswith(".ipynb"):
+        source[0] = with_workshop_note(source[0]) if is_workshop else source[0]
+        return
+    notebook = without_directives(json.loads(source[0]))
+    if is_workshop:
+        first = notebook["cells"][0]
+        first["source"] = with_workshop_note("".join(first["source"]))
+    source[0] = json.dumps(notebook)
 
 
 def is_thebe(script) -> bool:
@@ -129,7 +157,7 @@ def setup(app):
     os.environ["PYTHONWARNINGS"] = ",".join(
         filter(None, [os.environ.get("PYTHONWARNINGS"), NO_WIDGETS])
     )
-    app.connect("source-read", strip_directives)
+    app.connect("source-read", prepare_source)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("builder-inited", allow_processes, priority=900)
     app.connect("source-read", start_clock)

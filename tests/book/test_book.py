@@ -14,6 +14,8 @@ from book_build import ROOT, built_book, toc_pages
 
 bs4 = pytest.importorskip("bs4", reason="beautifulsoup4 (extra `dev`) is not installed")
 PAGES = toc_pages()
+OVER_HTTP = [PAGES[0], *PAGES[1 :: len(PAGES) // 4][:4]]  # a file path is stricter: five suffice
+in_browser = pytest.mark.xdist_group("browser")  # one worker holds the one browser
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -221,6 +223,7 @@ def check_content(browser):
     assert not missing
 
 
+@in_browser
 @pytest.mark.parametrize("page", PAGES)
 def test_page_opened_by_file_path(book, browser, page):
     errors, asked = open_page(browser, (book.html / f"{page}.html").as_uri())
@@ -234,7 +237,8 @@ def test_page_opened_by_file_path(book, browser, page):
     check_content(browser)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@in_browser
+@pytest.mark.parametrize("page", OVER_HTTP)
 def test_page_opened_over_http(book, browser, server, page):
     errors, asked = open_page(browser, f"{server}/{page}.html")
     assert not errors
@@ -247,6 +251,7 @@ def test_page_opened_over_http(book, browser, server, page):
     check_content(browser)
 
 
+@in_browser
 def test_the_root_leads_to_the_home_page(book, browser):
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -258,6 +263,7 @@ def test_the_root_leads_to_the_home_page(book, browser):
     assert headings[0].text.startswith("lpft-nb")
 
 
+@in_browser
 def test_search_finds_a_chapter(book, browser, server):
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -268,6 +274,7 @@ def test_search_finds_a_chapter(book, browser, server):
     assert any("nbs/" in result.get_attribute("href") for result in results)
 
 
+@in_browser
 def test_a_page_fits_a_narrow_screen(book, browser):
     browser.set_window_size(500, 900)
     try:
