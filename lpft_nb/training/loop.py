@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
-from ..classifier import HEAD_STANDARD_DEVIATION
+from ..models.head import HEAD_STANDARD_DEVIATION
 from ..metrics import classification_metrics
 from ..store.machine import World
 
