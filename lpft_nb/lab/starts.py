@@ -26,7 +26,8 @@ from lpft_nb.experiments import (
     load_model,
 )
 from ..kernel_machines import IllConditionedKernel, kernel_regression
-from ..stages import encode_split, frozen_features, is_head
+from ..training.loop import is_head
+from ..training.measuring import encode_split, frozen_features
 from ..store.machine import peak_memory_bytes, reset_peak_memory, resolve
 from ..linear_probe import fit_probe
 from ..classifier import logits_of, set_head
