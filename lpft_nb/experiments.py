@@ -10,7 +10,7 @@ __all__ = ['Lab', 'experiment', 'load_runs', 'check_metrics', 'Experiment', 'Par
            'planned', 'read_parameters', 'requested_runs', 'run_experiment', 'settings_of', 'stages_of', 'surroundings',
            'training_steps']
 
-# %% ../nbs/11_experiments.ipynb #8e3c5cfa
+# %% ../nbs/11_experiments.ipynb #4a3278d7
 import json
 import os
 import shutil
@@ -76,7 +76,7 @@ _all_ = [
     "training_steps",
 ]  # fmt: skip
 
-# %% ../nbs/11_experiments.ipynb #6ded2d08
+# %% ../nbs/11_experiments.ipynb #aad68a79
 @dataclass(frozen=True)
 class Lab:
     "One call of an experiment, inside its notebook: what was asked for, what runs, what came out."
@@ -128,7 +128,7 @@ def experiment(
     runs, task = planned(namespace["plan"], namespace["NAME"], parameters)
     return Lab(namespace["NAME"], parameters, task, runs, tuple(namespace["METRICS"]))
 
-# %% ../nbs/11_experiments.ipynb #ad349e44
+# %% ../nbs/11_experiments.ipynb #3265e8c1
 def load_runs(
     runs: list[Run],  # finished ones
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # metrics and learning curves

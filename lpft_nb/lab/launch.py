@@ -6,7 +6,7 @@
 __all__ = ['RunFailed', 'kernel_environment', 'own_kernel', 'launch_name', 'run_experiment', 'check_used', 'parameters_like',
            'differences', 'surroundings']
 
-# %% ../../nbs/11e_launch.ipynb #5e134aae
+# %% ../../nbs/11e_launch.ipynb #8341d056
 import contextlib
 import json
 import logging
@@ -27,7 +27,7 @@ from .runs import requested_runs, run_axes
 class RunFailed(RuntimeError):
     "An experiment that started and did not come through, or ran with other parameters than those asked for."
 
-# %% ../../nbs/11e_launch.ipynb #9fec7a22
+# %% ../../nbs/11e_launch.ipynb #39dc9f5e
 def kernel_environment(
     report: Path,  # where the notebook tells what it used
 ) -> dict[str, str]:  # environment variables of the kernel
@@ -69,7 +69,7 @@ def own_kernel(
         else:
             os.environ["JUPYTER_PATH"] = before
 
-# %% ../../nbs/11e_launch.ipynb #2905f247
+# %% ../../nbs/11e_launch.ipynb #da79447e
 def launch_name(
     parameters: Parameters,
 ) -> str:  # such as "cb-minilm-LP_FT-0123abcd"
@@ -104,14 +104,17 @@ def run_experiment(
     check_used(wanted, used["parameters"], used["records"])
     return executed, [Path(path) for path in used["records"]]
 
-# %% ../../nbs/11e_launch.ipynb #9cadf279
+# %% ../../nbs/11e_launch.ipynb #43514416
 def _execute_notebook(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     "Run papermill and turn what it raises into ParameterError or RunFailed."
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     logging.getLogger("papermill").setLevel(logging.WARNING)
-    known = papermill.inspect_notebook(str(source))
+    try:
+        known = papermill.inspect_notebook(str(source))
+    except ValueError as error:
+        raise ParameterError(f"{source.name}: {error} Save it once from Jupyter.") from error
     if hidden := parameters.keys() - known.keys():
         raise ParameterError(
             f'papermill does not see {", ".join(sorted(hidden))} in {source.name}; write each as `name: "Type" = value  # help`'
@@ -138,7 +141,7 @@ def _execute_notebook(source: Path, target: Path, parameters: dict[str, Any]) ->
             f"the notebook's Python died, perhaps for want of memory; what it did is in {target}. Call again to go on."
         ) from None
 
-# %% ../../nbs/11e_launch.ipynb #d891175d
+# %% ../../nbs/11e_launch.ipynb #9c86f946
 def check_used(
     wanted: Parameters,  # all parameters, as asked for
     used: dict[str, Any],  # all parameters, as the notebook's guard dumped them
@@ -165,7 +168,7 @@ def check_used(
     if different:
         raise RunFailed("what ran is not what was asked for: " + "; ".join(different))
 
-# %% ../../nbs/11e_launch.ipynb #19def8ad
+# %% ../../nbs/11e_launch.ipynb #606e15a9
 def parameters_like(
     record: dict[str, Any],  # as `read_record` returns it
     declared: dict[str, Parameter],  # of its experiment
@@ -200,7 +203,7 @@ def differences(
     both_empty = frame["original"].isna() & frame["repeated"].isna()
     return frame.assign(equal=close | (both_empty & frame["metric"].isin(right["metric"])))
 
-# %% ../../nbs/11e_launch.ipynb #fe241094
+# %% ../../nbs/11e_launch.ipynb #fe67937f
 def surroundings(
     original: dict[str, Any],  # a record
     repeated: dict[str, Any],  # the record of its repetition

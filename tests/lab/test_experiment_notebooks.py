@@ -73,10 +73,16 @@ BROKEN = {
     ),
     "foreign name": (replaced('NAME = "lp_ft"', 'NAME = "other"'), "expected NAME = 'copy'"),
     "no metrics": (replaced("METRICS = ", "METRIC = "), "expected METRICS"),
-    "metrics are a text": (replaced("METRICS = (", 'METRICS = "accuracy"; X = ('), "expected METRICS"),
+    "metrics are a text": (
+        replaced("METRICS = (", 'METRICS = "accuracy"; X = ('),
+        "expected METRICS",
+    ),
     "no claims": (replaced("CLAIMS = ", "CLAIM = "), "expected CLAIMS"),
     "a value that is computed": (replaced("CLAIMS = (", "CLAIMS = tuple("), "expected a literal"),
-    "a statement that works": (replaced("\n\n\ndef plan", "\nprint(1)\n\n\ndef plan"), "functions only"),
+    "a statement that works": (
+        replaced("\n\n\ndef plan", "\nprint(1)\n\n\ndef plan"),
+        "functions only",
+    ),
 }
 
 
@@ -96,7 +102,9 @@ def test_a_notebook_that_lacks_something_is_refused(case, tmp_path):
 
 def test_listing_runs_nothing(tmp_path):
     mark = tmp_path / "ran"
-    script = f"from nowhere import Thing\nNAME = 'x'\ndef plan(p, t):\n    open({str(mark)!r}, 'w')\n"
+    script = (
+        f"from nowhere import Thing\nNAME = 'x'\ndef plan(p, t):\n    open({str(mark)!r}, 'w')\n"
+    )
     literals, imports = read_script(script, "x.ipynb")
     assert literals == {"NAME": "x"} and imports == {"Thing": "nowhere:Thing"}
     assert not mark.exists()
@@ -114,7 +122,9 @@ def test_claims_are_those_of_the_book():
 def first_code_only(target: Path) -> Path:
     "A copy of the experiment that stops after its guard and then leaves a mark: fast, and shows whether anything ran."
     mark = f"open({str(target.with_suffix('.ran'))!r}, 'w').write(repr(parameters.model_dump()))"
-    guard = "from lpft_nb.lab.notebooks import read_parameters\nparameters = read_parameters(globals())"
+    guard = (
+        "from lpft_nb.lab.notebooks import read_parameters\nparameters = read_parameters(globals())"
+    )
 
     def cut(cells):
         kept = code_of(cells)[:2]
@@ -229,7 +239,8 @@ plt.show()
 
 def drop(folder: Path, script: str = SCRIPT) -> Path:
     "A new experiment notebook in a folder."
-    notebook = nbformat.v4.new_notebook()
+    kernel = {"name": "python3", "display_name": "python3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     new = nbformat.v4.new_code_cell
     notebook.cells = [
         nbformat.v4.new_markdown_cell("# Something new\n\n> Nothing in the package knows it."),

@@ -132,9 +132,7 @@ def test_differences_are_found(finished_run):
         assert (~differences(record, other)["equal"]).sum() == 1
     assert surroundings(record, record) == []
     other = {**record, "versions": {**record["versions"], "torch": "0.1"}}
-    assert surroundings(record, other) == [
-        f"torch: {record['versions']['torch']} then, 0.1 now"
-    ]
+    assert surroundings(record, other) == [f"torch: {record['versions']['torch']} then, 0.1 now"]
 
 
 def test_a_metric_newer_than_the_record_is_no_difference_and_a_lost_one_is(finished_run):

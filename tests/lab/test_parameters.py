@@ -169,9 +169,7 @@ SCALARS = (
     | some.floats(allow_nan=False)
 )
 KEYS = some.sampled_from(["FT", "LP-FT", "LPFT", "x"])
-VALUES = (
-    SCALARS | some.lists(SCALARS, max_size=3) | some.dictionaries(KEYS, SCALARS, max_size=3)
-)
+VALUES = SCALARS | some.lists(SCALARS, max_size=3) | some.dictionaries(KEYS, SCALARS, max_size=3)
 
 
 @given(VALUES, some.sampled_from(KINDS))

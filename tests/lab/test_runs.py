@@ -30,7 +30,9 @@ from lpft_nb.records import make_record, read_record, write_record
 EXPERIMENTS = {experiment.name: experiment for experiment in list_experiments()}
 TASK = {"name": "made-up", "fingerprint": "f" * 16, "sizes": {"train": 12}}
 MODEL = {"id": "tiny", "revision": None, "sha256": None, "pooling": "cls", "max_length": 16}
-PUBLISHED = [path for name in EXPERIMENTS for path in sorted((ROOT / "results" / name).glob("*.json"))]
+PUBLISHED = [
+    path for name in EXPERIMENTS for path in sorted((ROOT / "results" / name).glob("*.json"))
+]
 
 
 def plan_of(name: str):
@@ -94,7 +96,9 @@ OTHER = {  # another value for each parameter, of a run of LP-LoRA, which looks 
 @pytest.mark.parametrize("name", ["lp_ft", "head_scale", "tangent_kernel"])
 def test_every_parameter_changes_the_name_unless_its_type_says_otherwise(name):
     experiment = EXPERIMENTS[name]
-    base = {"methods": "LP-LoRA", "device": "cpu"} | ({"head_scale": 3} if name == "head_scale" else {})
+    base = {"methods": "LP-LoRA", "device": "cpu"} | (
+        {"head_scale": 3} if name == "head_scale" else {}
+    )
     before, model = names_of(name, base), type(experiment.check({}))
     for parameter in experiment.parameters:
         if parameter == "device":  # cuda cannot be asked for on a machine without it
@@ -112,7 +116,9 @@ novelty: "{scope.format("Count")}" = 1  # not known to anything
 """
     declared = parse_parameters(cell)
     settings = [requested_runs(check_parameters(declared, {"novelty": n})) for n in (1, 2)]
-    differs = {method: one != other for (method, _, one), (_, _, other) in zip(*settings, strict=True)}
+    differs = {
+        method: one != other for (method, _, one), (_, _, other) in zip(*settings, strict=True)
+    }
     looks = {
         "{}": {"LP", "FT", "LP-LoRA"},
         "OfTraining[{}]": {"FT", "LP-LoRA"},
@@ -166,7 +172,9 @@ def test_a_value_by_method_that_lacks_a_method():
     check = EXPERIMENTS["lp_ft"].check
     with pytest.raises(ParameterError, match="epochs.*expected a value for LP-FT"):
         settings_of(check({"epochs": {"FT": 1}}), "LP-FT")
-    assert for_method(check({"head_learning_rate": {"FT": 1}}), "head_learning_rate", "LP-FT") is None
+    assert (
+        for_method(check({"head_learning_rate": {"FT": 1}}), "head_learning_rate", "LP-FT") is None
+    )
     own = EXPERIMENTS["lp_ft"].parameters["batch_size"].default
     assert for_method(check({"batch_size": None}), "batch_size", "FT") == own["FT"]
     assert for_method(check({"max_train": None}), "max_train", "FT") is None
@@ -174,7 +182,9 @@ def test_a_value_by_method_that_lacks_a_method():
 
 def test_one_run_for_each_combination_seed_by_seed():
     parameters = EXPERIMENTS["head_scale"].check({"seeds": "0,1", "head_scale": "1,10"})
-    assert [(method, seed, one["head_scale"]) for method, seed, one in requested_runs(parameters)] == [
+    assert [
+        (method, seed, one["head_scale"]) for method, seed, one in requested_runs(parameters)
+    ] == [
         (method, seed, factor)
         for seed in (0, 1)
         for method in ("FT", "LP-FT")
