@@ -23,7 +23,8 @@ from lpft_nb.decomposition import (
 from .parameters import ParameterError
 from .runs import Run, load_model
 from ..kernel_machines import IllConditionedKernel, kernel_regression
-from ..stages import encode_split, frozen_features, is_head
+from ..training.loop import is_head
+from ..training.measuring import encode_split, frozen_features
 from ..store.machine import peak_memory_bytes, reset_peak_memory
 from ..linear_probe import fit_probe
 from ..classifier import logits_of, set_head
