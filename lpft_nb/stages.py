@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from lpft_nb.tasks import Task
 
 # %% ../nbs/10b_stages.ipynb #ea5fe68f
+from .training.head_stages import ScaleHead as ScaleHead
+from .training.stage import TrainingStage as TrainingStage
+from .training.stage import set_trainable as set_trainable
+
 _all_ = ["LinearProbe", "FineTune", "LoRA", "ScaleHead", "TrainingStage", "set_trainable"]
 
 # %% ../nbs/10b_stages.ipynb #ff2c211a
