@@ -156,14 +156,12 @@ def smooth_of(
     residuals: np.ndarray,  # (…, SMOOTH_CELLS) confidence minus correctness, summed, over N
 ) -> np.ndarray:  # (…) in [0, 1]
     "Equation (eq-smooth), by bisection; the left side falls in σ, so there is one solution."
-    waves = dct(residuals, type=2, axis=-1)
+    waves = np.asarray(dct(residuals, type=2, axis=-1))
     frequencies = np.pi * np.arange(residuals.shape[-1])
     low, high = np.zeros(residuals.shape[:-1]), np.ones(residuals.shape[:-1])
     for _ in range(26):
         width = (low + high) / 2
-        smoothed = idct(
-            waves * np.exp(-((frequencies * width[..., None]) ** 2) / 2), type=2, axis=-1
-        )
-        larger = np.abs(smoothed).sum(-1) > width
+        damped = waves * np.exp(-((frequencies * width[..., None]) ** 2) / 2)
+        larger = np.abs(np.asarray(idct(damped, type=2, axis=-1))).sum(-1) > width
         low, high = np.where(larger, width, low), np.where(larger, high, width)
     return (low + high) / 2

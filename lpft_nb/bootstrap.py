@@ -8,32 +8,30 @@ __all__ = ['RESAMPLE_ENTRIES', 'LARGEST_CLASSWISE', 'PUSHED_UP', 'LARGEST_VALUE'
            'bootstrap_intervals']
 
 # %% ../nbs/40a_bootstrap.ipynb #3d527b2f
-import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 
-from lpft_nb.calibration import (
+from lpft_nb.binning import (
     SMOOTH_CELLS,
     BinSums,
-    Examples,
     Ranked,
     adaptive_of,
     auroc_of,
     bin_numbers,
-    calibration_metrics,
     debiased_square_of,
     ece_of,
-    logit_blocks,
     mce_of,
-    per_example,
     risk_area_of,
     smooth_cells,
     smooth_of,
 )
+from .calibration import Examples, calibration_metrics, logit_blocks, per_example
+from .store.names import one_of
 
 # %% ../nbs/40a_bootstrap.ipynb #38091be6
 RESAMPLE_ENTRIES = 2**23  # resamples times examples in memory at a time, 64 MiB an array
@@ -75,9 +73,8 @@ def resampled_metrics(
     gap = examples.confidence - examples.correct
     columns = np.stack([examples.brier, gap**2, examples.nll, gap, examples.confidence], axis=1)
     means = (counts.astype(float) @ columns / total).T
-    values = dict(
-        zip(("brier", "top_label_brier", "nll", "overconfidence", "mean_confidence"), means)
-    )
+    means_of = ("brier", "top_label_brier", "nll", "overconfidence", "mean_confidence")
+    values: dict[str, np.ndarray] = dict(zip(means_of, means))
     if names & {"ece", "mce", "debiased_ece"}:
         numbers = bin_numbers(examples.confidence, bins)
         sums = BinSums(
@@ -114,8 +111,8 @@ LARGEST_CLASSWISE = 2 * 10**7  # N·C up to which the sparse table is made, 12 b
 
 
 def classwise_table(
-    logits,  # (N, C) raw scores
-    labels,  # (N,)
+    logits: ArrayLike,  # (N, C) raw scores
+    labels: ArrayLike,  # (N,) integers in 0..C-1
     bins: int,  # of each class's probability
 ) -> csr_matrix:  # (N, C·bins): probability minus label, in the bin of each class
     "The residual of every example in the cells of the class-wise error."
@@ -180,22 +177,16 @@ METRIC_NAMES = (
 
 
 def check_request(
-    metrics,  # names, or None for all
+    metrics: str | Iterable[str] | None,  # names; None: all
     resamples: int,  # R >= 1
     level: float,  # in (0, 1)
 ) -> list[str]:  # names of metrics
     "Refuse unknown metrics, a level outside (0, 1) and fewer than one resample."
-    names = (
-        list(METRIC_NAMES)
-        if metrics is None
-        else [metrics]
-        if isinstance(metrics, str)
-        else list(metrics)
-    )
+    names = list(METRIC_NAMES if metrics is None else metrics)
+    if isinstance(metrics, str):
+        names = [metrics]
     for name in names:
-        if name not in METRIC_NAMES:
-            close = difflib.get_close_matches(str(name), METRIC_NAMES) or list(METRIC_NAMES)
-            raise ValueError(f"unknown metric {name!r}: did you mean {' or '.join(close)}?")
+        one_of(name, METRIC_NAMES, "metric")
     if isinstance(resamples, bool) or not isinstance(resamples, (int, np.integer)) or resamples < 1:
         raise ValueError(f"resamples must be a positive integer, such as 1000, got {resamples!r}")
     if not 0 < level < 1:
@@ -204,9 +195,9 @@ def check_request(
 
 # %% ../nbs/40a_bootstrap.ipynb #9ad1c280
 def bootstrap_intervals(
-    logits,  # (N, C) raw scores, never probabilities
-    labels,  # (N,) integers in 0..C-1
-    metrics: list[str] | None = None,  # names as in calibration_metrics; None: all
+    logits: ArrayLike,  # (N, C) raw scores, never probabilities
+    labels: ArrayLike,  # (N,) integers in 0..C-1
+    metrics: str | Iterable[str] | None = None,  # names as in calibration_metrics; None: all
     resamples: int = 1000,  # R
     level: float = 0.95,  # probability that an interval is meant to hold the true value
     seed: int = 0,  # of the draws; two models judged with one seed share them
@@ -218,9 +209,9 @@ def bootstrap_intervals(
     order = examples.confidence.argsort(kind="stable")
     ordered = Examples(*(column[order] for column in examples))
     cells = classwise_table(logits, labels, bins)[order] if "classwise_ece" in names else None
-    parts = {name: [] for name in names}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for counts in resample_counts(len(order), resamples, seed):
-        block = resampled_metrics(ordered, counts, bins, set(names))
+        block = resampled_metrics(ordered, counts, bins=bins, names=set(names))
         if cells is not None:
             block["classwise_ece"] = (
                 np.abs(cells.T @ counts.T).sum(axis=0) * bins / (len(order) * cells.shape[1])
@@ -228,8 +219,8 @@ def bootstrap_intervals(
         for name in names:
             parts[name].append(block[name])
     rows = [
-        (name, values[name], *interval(name, values[name], np.concatenate(parts[name]), level))
-        for name in names
+        (name, values[name], *interval(name, values[name], np.concatenate(part), level=level))
+        for name, part in parts.items()
     ]
     frame = pd.DataFrame(rows, columns=["metric", "value", "low", "high"])
     return frame.assign(n=len(order), resamples=resamples)

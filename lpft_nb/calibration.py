@@ -79,10 +79,10 @@ def top_label(
     labels: ArrayLike,  # (N,) integers in 0..C-1
 ) -> tuple[np.ndarray, np.ndarray]:  # confidence (N,) and correctness (N,), float64
     "Probability of the predicted class, and 1 where it is the label; ties go to the lowest class number."
-    found = scratch = None
+    found = scratch = torch.empty(0)
     for block, block_labels, rows in logit_blocks(logits, labels):
-        if found is None or scratch is None:
-            found = torch.empty(2, len(logits), dtype=torch.float64)
+        if not found.numel():  # the first block
+            found = torch.empty(2, np.shape(logits)[0], dtype=torch.float64)
             scratch = torch.empty_like(block)
         scratch = scratch[: len(block)]
         largest = block.amax(dim=1, keepdim=True)
@@ -111,9 +111,10 @@ def per_example(
     labels: ArrayLike,  # (N,) integers in 0..C-1
 ) -> Examples:
     "Confidence, correctness, NLL and Brier score of every example, from one walk over the logits."
-    found = None
+    found = torch.empty(0)
     for block, block_labels, rows in logit_blocks(logits, labels):
-        found = torch.empty(4, len(logits), dtype=torch.float64) if found is None else found
+        if not found.numel():  # the first block
+            found = torch.empty(4, np.shape(logits)[0], dtype=torch.float64)
         largest, predicted = block.double().max(dim=1, keepdim=True)
         shifted = block.double() - largest
         own, weights = shifted.gather(1, block_labels[:, None]).squeeze(1), shifted.exp()
@@ -192,15 +193,15 @@ def classwise_calibration_error(
 ) -> float:  # in [0, 1]
     "ECE of every class's probability, averaged over classes (Kull et al. 2019), in blocks."
     edges = torch.linspace(0, 1, check_bins(bins) + 1, dtype=torch.float64)[1:-1]
-    gaps, rows = torch.zeros(1, dtype=torch.float64), 0
+    gaps, entries = torch.zeros(1, dtype=torch.float64), 0
     for block, block_labels, _ in logit_blocks(logits, labels):
         classes, probabilities = block.shape[1], block.double().softmax(dim=1)
         cells = torch.bucketize(probabilities, edges) + bins * torch.arange(classes)
         own = cells.gather(1, block_labels[:, None]).squeeze(1)
         gaps = gaps + torch.bincount(cells.flatten(), probabilities.flatten(), classes * bins)
         gaps -= torch.bincount(own, minlength=classes * bins)
-        rows += len(own)
-    return float(gaps.abs().sum() / (rows * classes))
+        entries += probabilities.numel()
+    return float(gaps.abs().sum() / entries)
 
 # %% ../nbs/40c_calibration.ipynb #ace9eba0
 def negative_log_likelihood(

@@ -7,15 +7,16 @@ __all__ = ['SCORES', 'ConformalError', 'conformal_rank', 'conformity_scores', 'P
            'binomial_interval', 'judge_sets', 'coverage_range']
 
 # %% ../nbs/42_conformal.ipynb #cf26fcf2
-import difflib
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from .metrics import check_logits
+from .store.names import one_of
 
 # %% ../nbs/42_conformal.ipynb #2db01a51
 class ConformalError(ValueError):
@@ -48,9 +49,7 @@ def conformity_scores(
     seed: tuple[int, ...],  # of the randomised score's draws
 ) -> np.ndarray:  # (N, C) larger: less plausible
     "The score of every class; ties in probability go to the lower class number first."
-    if score not in SCORES:
-        close = difflib.get_close_matches(str(score), SCORES) or list(SCORES)
-        raise ValueError(f"unknown score {score!r}: did you mean {' or '.join(close)}?")
+    one_of(score, SCORES, "score")
     probabilities = logits.softmax(dim=1).numpy()
     if score == "threshold":
         return 1 - probabilities
@@ -74,8 +73,11 @@ class PredictionSets:
     examples: int  # n of the calibration split
     seed: int  # of the randomised score
 
-    def apply(self, logits) -> torch.Tensor:
-        "(N, C) bool, True where the class is in the example's set."
+    def apply(
+        self,
+        logits: ArrayLike,  # (N, C) raw scores
+    ) -> torch.Tensor:  # (N, C)
+        "bool, True where the class is in the example's set."
         logits = torch.as_tensor(logits)
         logits, _ = check_logits(logits, torch.zeros(len(logits), dtype=torch.long))
         return torch.from_numpy(
@@ -84,8 +86,8 @@ class PredictionSets:
 
 
 def fit_conformal(
-    logits,  # (N, C) raw scores of a calibration split that the model was not trained on
-    labels,  # (N,) integers in 0..C-1
+    logits: ArrayLike,  # (N, C) raw scores of a calibration split that the model was not trained on
+    labels: ArrayLike,  # (N,) integers in 0..C-1
     coverage: float = 0.9,  # probability that a set shall hold the label
     score: str = "adaptive",  # one of SCORES
     seed: int = 0,  # of the randomised score
@@ -103,7 +105,7 @@ def binomial_interval(
     hits: int,  # 0..n
     examples: int,  # n
     level: float = 0.95,  # in (0, 1)
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # low and high, in [0, 1]
     "Clopper-Pearson interval of a probability, by quantiles of Beta distributions; never too short."
     tail = (1 - level) / 2
     low = betaincinv(hits, examples - hits + 1, tail) if hits > 0 else 0.0
@@ -113,12 +115,10 @@ def binomial_interval(
 
 def judge_sets(
     sets: torch.Tensor,  # (N, C) bool, from PredictionSets.apply
-    labels,  # (N,) integers in 0..C-1
+    labels: ArrayLike,  # (N,) integers in 0..C-1
     level: float = 0.95,  # of the interval
-) -> dict[
-    str, float
-]:  # coverage with interval, mean size, shares of empty sets and of single classes, per-class minimum
-    "How often the sets hold the label, and how large they are."
+) -> dict[str, float]:  # shares in [0, 1] and the mean size in classes
+    "How often the sets hold the label, with interval and in the worst class, and their sizes."
     sets, labels = torch.as_tensor(sets), torch.as_tensor(labels).long()
     if (
         sets.dtype != torch.bool
@@ -151,9 +151,8 @@ def coverage_range(
     examples: int,  # n of the calibration split
     coverage: float = 0.9,  # asked for
     level: float = 0.95,  # probability of the range
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # low and high, in [0, 1]
     "Where the true coverage of a rule calibrated on n examples lies: quantiles of Beta(k, n + 1 - k)."
     rank, tail = conformal_rank(examples, coverage), (1 - level) / 2
-    return float(betaincinv(rank, examples + 1 - rank, tail)), float(
-        betaincinv(rank, examples + 1 - rank, 1 - tail)
-    )
+    low, high = (betaincinv(rank, examples + 1 - rank, share) for share in (tail, 1 - tail))
+    return float(low), float(high)

@@ -7,12 +7,16 @@ __all__ = ['COLOR', 'DIAGONAL', 'accuracy_interval', 'reliability_table', 'relia
            'reliability_panels', 'reliability_pair']
 
 # %% ../nbs/40b_reliability.ipynb #9ce3df53
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
-from .calibration import bin_sums, check_bins, top_label
+from .binning import bin_sums, check_bins
+from .calibration import top_label
 
 # %% ../nbs/40b_reliability.ipynb #d1d53c24
 def accuracy_interval(
@@ -30,12 +34,12 @@ def accuracy_interval(
 
 
 def reliability_table(
-    logits,  # (N, C) raw scores, never probabilities
-    labels,  # (N,) integers in 0..C-1
+    logits: ArrayLike,  # (N, C) raw scores, never probabilities
+    labels: ArrayLike,  # (N,) integers in 0..C-1
     bins: int = 15,  # equal-width bins (lo, hi] of the confidence
     level: float = 0.95,  # of the interval of each bin's accuracy
-) -> pd.DataFrame:  # a row a bin: low, high, count, confidence, accuracy, accuracy_low, accuracy_high; NaN in empty bins
-    "What a reliability diagram shows."
+) -> pd.DataFrame:  # low, high, count, confidence, accuracy, accuracy_low, accuracy_high
+    "What a reliability diagram shows, a row a bin; NaN in empty bins."
     sums = bin_sums(*top_label(logits, labels), check_bins(bins))
     edges, filled = np.linspace(0, 1, bins + 1), np.where(sums.counts > 0, sums.counts, np.nan)
     low, high = accuracy_interval(sums.correct, sums.counts, level)
@@ -57,14 +61,14 @@ COLOR, DIAGONAL = "#0072B2", "#777777"
 
 def reliability_diagram(
     axes: plt.Axes,  # where to draw
-    logits,  # (N, C) raw scores, never probabilities
-    labels,  # (N,) integers in 0..C-1
+    logits: ArrayLike,  # (N, C) raw scores, never probabilities
+    labels: ArrayLike,  # (N,) integers in 0..C-1
     bins: int = 15,  # equal-width bins (lo, hi] of the confidence
     level: float = 0.95,  # of the interval of each bin
     color: str = COLOR,  # of bars and points
 ) -> pd.DataFrame:  # the table that is drawn
     "Accuracy over confidence: bars, points at the mean confidence with intervals, counts; empty bins stay blank."
-    table = reliability_table(logits, labels, bins, level)
+    table = reliability_table(logits, labels, bins=bins, level=level)
     full = table[table["count"] > 0]
     axes.plot([0, 1], [0, 1], color=DIAGONAL, linestyle="--", linewidth=1)
     axes.bar(
@@ -87,32 +91,23 @@ def reliability_diagram(
         capsize=2,
         linewidth=1,
     )
-    for row in full.itertuples():
-        axes.text(
-            (row.low + row.high) / 2,
-            0.01,
-            f"{row.count}",
-            ha="center",
-            va="bottom",
-            fontsize=6,
-            rotation=90,
-        )
+    for low, high, count in zip(full["low"], full["high"], full["count"]):
+        middle = (low + high) / 2
+        axes.text(middle, 0.01, f"{count}", ha="center", va="bottom", fontsize=6, rotation=90)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
     return table
 
 
 def confidence_histogram(
     axes: plt.Axes,  # where to draw
-    logits,  # (N, C) raw scores, never probabilities
-    labels,  # (N,) integers in 0..C-1
+    logits: ArrayLike,  # (N, C) raw scores, never probabilities
+    labels: ArrayLike,  # (N,) integers in 0..C-1
     bins: int = 15,  # equal-width bins (lo, hi] of the confidence
     color: str = COLOR,  # of the bars
 ) -> pd.DataFrame:  # the table that is drawn
     "Share of the examples in each bin, with lines at the mean confidence (dashed) and the accuracy (solid)."
-    table, (confidence, correct) = (
-        reliability_table(logits, labels, bins),
-        top_label(logits, labels),
-    )
+    table = reliability_table(logits, labels, bins)
+    confidence, correct = top_label(logits, labels)
     full = table[table["count"] > 0]
     axes.bar(
         full["low"],
@@ -131,8 +126,8 @@ def confidence_histogram(
 
 # %% ../nbs/40b_reliability.ipynb #804e18b1
 def reliability_panels(
-    logits_by_name: dict,  # panel title -> (N, C) raw scores
-    labels_by_name: dict,  # panel title -> (N,) integers
+    logits_by_name: Mapping[str, ArrayLike],  # panel title -> (N, C) raw scores
+    labels_by_name: Mapping[str, ArrayLike],  # panel title -> (N,) integers
     bins: int = 15,  # equal-width bins (lo, hi] of the confidence
     level: float = 0.95,  # of the interval of each bin
     color: str = COLOR,  # of bars and points
@@ -154,8 +149,8 @@ def reliability_panels(
     )
     for (upper, lower), (name, logits) in zip(panels.T, logits_by_name.items()):
         labels = labels_by_name[name]
-        table = reliability_diagram(upper, logits, labels, bins, level, color)
-        confidence_histogram(lower, logits, labels, bins, color)
+        table = reliability_diagram(upper, logits, labels, bins=bins, level=level, color=color)
+        confidence_histogram(lower, logits, labels, bins=bins, color=color)
         error = ((table["confidence"] - table["accuracy"]).abs() * table["count"]).sum() / table[
             "count"
         ].sum()
@@ -166,13 +161,12 @@ def reliability_panels(
 
 
 def reliability_pair(
-    before,  # (N, C) raw scores of the model
-    after,  # (N, C) raw scores after a repair, same examples
-    labels,  # (N,) integers in 0..C-1
+    before: ArrayLike,  # (N, C) raw scores of the model
+    after: ArrayLike,  # (N, C) raw scores after a repair, same examples
+    labels: ArrayLike,  # (N,) integers in 0..C-1
     bins: int = 15,  # equal-width bins (lo, hi] of the confidence
     level: float = 0.95,  # of the interval of each bin
 ) -> plt.Figure:
     "The panels of one test set before and after a repair."
-    return reliability_panels(
-        {"before": before, "after": after}, {"before": labels, "after": labels}, bins, level
-    )
+    logits, answers = {"before": before, "after": after}, {"before": labels, "after": labels}
+    return reliability_panels(logits, answers, bins=bins, level=level)

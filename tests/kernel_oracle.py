@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+from lpft_nb.kernel.gradient_factors import Factors
+from lpft_nb.tangent_kernel import tangent_kernel
+
 TEXTS = [
     "the cat sat",
     "a dog ran over the small matrix",
@@ -11,6 +14,20 @@ TEXTS = [
     "under a tree",
 ]
 OTHERS = ["great film", "a dog saw the small small matrix under the tree", "no"]
+
+
+def quick(*arguments, **options):
+    "The kernel without a word."
+    return tangent_kernel(*arguments, quiet=True, **options)
+
+
+def random_factors(seed, n, c, t, height, width):
+    "One matrix's gradients of n examples and c classes over t tokens, height × width, the same for a seed."
+    g = torch.Generator().manual_seed(seed)
+    return Factors(
+        torch.randn(n, t, width, generator=g, dtype=torch.float64),
+        torch.randn(n, c, t, height, generator=g, dtype=torch.float64),
+    )
 
 
 def gradient_rows(model, batch):

@@ -122,8 +122,8 @@ def test_resampled_metrics_computes_what_is_asked():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metrics": ["ecee"]}, "did you mean ece"),
-        ({"metrics": "nlll"}, "did you mean nll"),
+        ({"metrics": ["ecee"]}, "did you mean 'ece'"),
+        ({"metrics": "nlll"}, "did you mean 'nll'"),
         ({"resamples": 0}, "resamples"),
         ({"resamples": 2.5}, "resamples"),
         ({"level": 95}, "level"),

@@ -159,12 +159,6 @@ def test_values_by_hand():
     )
 
 
-def test_a_value_on_an_edge_belongs_to_the_lower_bin_and_zero_to_the_first():
-    assert calibration.bin_numbers(
-        np.array([0.0, 1e-9, 0.25, 0.2500001, 0.5, 0.75, 1.0]), 4
-    ).tolist() == [0, 0, 0, 1, 1, 2, 3]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ties_go_to_the_lowest_class_number(dtype):
     logits = torch.tensor(
@@ -310,20 +304,40 @@ CASES = st.integers(2, 5).flatmap(
 
 
 @settings(deadline=None, max_examples=60)
-@given(CASES)
-def test_ranges(case):
-    found = calibration_metrics(*case)
-    for name, value in found.items():
-        if name == "confidence_auroc" and math.isnan(value):
-            assert top_label(*case)[1].mean() in (0, 1)
-            continue
-        low, high = {"overconfidence": (-1, 1), "brier": (0, 2), "nll": (0, math.inf)}.get(
-            name, (0, 1)
-        )
-        assert low - 1e-12 <= value <= high + 1e-12, name
-    assert abs(found["overconfidence"]) <= min(found["ece"], found["adaptive_ece"]) + 1e-12
+@given(CASES, st.sampled_from([1, 4, 15]))
+def test_binned_errors_against_a_search_among_the_edges_and_what_follows_from_them(case, bins):
+    found = calibration_metrics(*case, bins)
+    confidence, correct = top_label(*case)
+    inner = np.linspace(0, 1, bins + 1)[1:-1]
+    gaps, counts = np.zeros(bins), np.zeros(bins)
+    for place, gap in zip(np.searchsorted(inner, confidence), confidence - correct, strict=True):
+        gaps[place] += gap
+        counts[place] += 1
+    assert found["ece"] == pytest.approx(np.abs(gaps).sum() / len(confidence), abs=1e-12)
+    assert found["mce"] == pytest.approx((np.abs(gaps) / counts.clip(1)).max(), abs=1e-12)
+    # one bin leaves the signed difference of means; more bins can only raise the error
+    signed = abs(found["overconfidence"])
+    assert expected_calibration_error(*case, bins=1) == pytest.approx(signed, abs=1e-12)
+    assert signed <= min(found["ece"], found["adaptive_ece"]) + 1e-12
     assert found["ece"] <= found["mce"] + 1e-12
     assert found["top_label_brier"] <= found["brier"] + 1e-12
+
+
+@settings(deadline=None, max_examples=60)
+@given(CASES)
+def test_errors_of_answers_that_are_all_right_or_all_wrong(case):
+    """Every bin errs to the same side, so every kind of bins gives the mean distance from 1 or 0."""
+    logits, _ = case
+    answers, classes = logits.argmax(1), logits.shape[1]
+    for labels, expected in (
+        (answers, 1 - top_label(logits, answers)[0].mean()),
+        ((answers + 1) % classes, top_label(logits, answers)[0].mean()),
+    ):
+        found = calibration_metrics(logits, labels)
+        assert found["ece"] == pytest.approx(expected, abs=1e-12)
+        assert found["adaptive_ece"] == pytest.approx(expected, abs=1e-12)
+        assert math.isnan(found["confidence_auroc"])
+        assert found["area_under_risk_coverage"] == pytest.approx(float(labels is not answers))
 
 
 @settings(deadline=None, max_examples=60)
@@ -443,20 +457,3 @@ def test_temperature_is_reachable_from_calibration():
     from lpft_nb.temperature import fit_temperature as the_same
 
     assert fit_temperature is the_same
-
-
-@pytest.mark.parametrize("bins", [1, 2, 7, 10, 15, 49, 1000])
-def test_bins_are_those_of_a_search_among_the_edges(bins):
-    edges = np.linspace(0, 1, bins + 1)
-    near = np.concatenate(
-        [
-            edges,
-            np.nextafter(edges, 0),
-            np.nextafter(edges, 1).clip(max=1),
-            [5e-324],
-            np.random.default_rng(0).random(10_000),
-        ]
-    )
-    np.testing.assert_array_equal(
-        calibration.bin_numbers(near, bins), np.searchsorted(edges[1:-1], near, side="left")
-    )

@@ -150,7 +150,7 @@ def test_faults():
     for coverage in (0, 1, 90, -0.1):
         with pytest.raises(ValueError, match="between 0 and 1"):
             fit_conformal(logits, labels, coverage)
-    with pytest.raises(ValueError, match="did you mean adaptive"):
+    with pytest.raises(ValueError, match="did you mean 'adaptive'"):
         fit_conformal(logits, labels, 0.9, "adaptiv")
     with pytest.raises(ValueError, match="probabilities"):
         fit_conformal(logits.softmax(1), labels)

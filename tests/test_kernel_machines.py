@@ -155,7 +155,7 @@ def test_cross_validation_is_fitting_again_and_never_sees_the_held_out_labels():
         torch.randperm(EXAMPLES, generator=torch.Generator().manual_seed(5))
     ]  # nothing to learn, much to leak
     table = choose_penalty(
-        build_problem(KERNEL, labels), "svc", (0.1, 100.0), folds=4, seed=0
+        build_problem(KERNEL, labels), "svc", penalties=(0.1, 100.0), folds=4, seed=0
     ).set_index("penalty")["score"]
     scores = []
     for held_out in stratified_folds(labels, 4, seed=0):
@@ -274,7 +274,7 @@ def test_conditioning_is_reported_by_name():
 
 
 def test_support_vectors_that_do_not_converge_say_so(monkeypatch):
-    monkeypatch.setattr("lpft_nb.kernel_machines.SUPPORT_VECTOR_STEPS", 3)
+    monkeypatch.setattr("lpft_nb.kernel_solvers.SUPPORT_VECTOR_STEPS", 3)
     with pytest.warns(IllConditionedKernel, match="did not converge in 3 steps"):
         fit_kernel_machine(KERNEL, LABELS, "svc", 100.0)
 
@@ -283,7 +283,7 @@ MACHINE = fit_kernel_machine(KERNEL, LABELS, penalty=1.0)
 REFUSED = {
     "unknown solver": (
         lambda: fit_kernel_machine(KERNEL, LABELS, "least-squares"),
-        "did you mean least_squares",
+        "did you mean 'least_squares'",
     ),
     "wrong axes": (
         lambda: fit_kernel_machine(KERNEL.reshape(72, 72), LABELS),

@@ -1,12 +1,6 @@
-"""The tangent kernel against brute-force autograd, over architectures, freezings, budgets, interruptions and processes."""
+"""The tangent kernel against brute-force autograd, over architectures, freezings and odd modules; laws and refusals."""
 
 import copy
-import os
-import re
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import lpft_nb.tangent_kernel as engine
+import lpft_nb.kernel.budget as budget
 from conftest import build_tiny_model, build_tokenizer
 from kernel_oracle import (
     OTHERS,
@@ -30,17 +24,14 @@ from kernel_oracle import (
     assert_exact,
     distance,
     oracle,
+    quick,
 )
 from lpft_nb.kernel.gradient_factors import KernelError
 from lpft_nb.kernel.result import as_matrix
 from lpft_nb.models.lora import add_lora
-from lpft_nb.tangent_kernel import tangent_kernel
+from lpft_nb.tangent_kernel import label_of, tangent_kernel
 
 DENSE = "encoder.layer.0.intermediate.dense"
-
-
-def quick(*arguments, **options):
-    return tangent_kernel(*arguments, quiet=True, **options)
 
 
 def replaced(model, name, module):
@@ -57,7 +48,7 @@ def test_every_architecture(architecture):
     kernel = quick(model, a, by="module")
     assert_exact(kernel, oracle(model, a))
     names = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
-    assert {engine.label_of(name, "module") for name in names} == set(kernel.shares)
+    assert {label_of(name, "module") for name in names} == set(kernel.shares)
     torch.testing.assert_close(sum(kernel.shares.values()), kernel.ft_effective)
     assert_exact(quick(model, a, b), oracle(model, a, b))
 
@@ -401,7 +392,7 @@ def test_an_expert_that_the_probe_does_not_see():
 
 
 def test_an_expert_that_only_some_passes_call(monkeypatch):
-    monkeypatch.setattr(engine, "CHUNK", 1)
+    monkeypatch.setattr(budget, "CHUNK", 1)
     model = replaced(build_tiny_model("bert"), DENSE, Expert(linear(nn.Linear), 32))
     batch = model.tokenize(TEXTS)
     expert = model.backbone.encoder.layer[0].intermediate.dense
@@ -465,69 +456,6 @@ def test_head_scale(scale):
     after = quick(model, a)
     torch.testing.assert_close(after.ft_effective, scale**2 * before.ft_effective)
     assert torch.equal(after.gram, before.gram)
-
-
-# --- memory --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["bert", "t5"])
-@pytest.mark.parametrize("two_sides", [False, True])
-def test_small_budgets_agree_with_large_ones(name, two_sides):
-    model = build_tiny_model(name)
-    a, b = model.tokenize(TEXTS * 3), model.tokenize(OTHERS * 3) if two_sides else None
-    large = quick(model, a, b, by="group")
-    assert len(large.plan.passes) == 1 and large.plan.block == (15, 9 if two_sides else 15)
-    passes, blocks = set(), set()
-    for memory in (600_000, 430_000):
-        try:
-            small = quick(model, a, b, by="group", memory=memory)
-        except KernelError:
-            continue
-        passes.add(len(small.plan.passes)), blocks.add(small.plan.block)
-        assert small.plan.peak_bytes <= memory
-        for label in large.shares:
-            torch.testing.assert_close(
-                small.shares[label], large.shares[label], rtol=1e-10, atol=1e-12
-            )
-        torch.testing.assert_close(small.gram, large.gram)
-    assert max(passes) > 1
-
-
-@pytest.mark.parametrize("two_sides", [False, True])
-@pytest.mark.parametrize("sizes", [(2, 2), (4, 1), (3, 2), (1, 1)])
-def test_blocks_of_examples(monkeypatch, two_sides, sizes):
-    model = build_tiny_model("bert")
-    a, b = model.tokenize(TEXTS), model.tokenize(OTHERS) if two_sides else None
-    large = quick(model, a, b)
-    sizes = sizes if two_sides else sizes[:1]
-    monkeypatch.setattr(engine, "block_sizes", lambda *given: list(sizes))
-    small = quick(model, a, b)
-    assert small.plan.block == (sizes[0], sizes[-1])
-    torch.testing.assert_close(small.total, large.total, rtol=1e-10, atol=1e-12)
-
-
-def test_a_budget_forces_blocks():
-    model = build_tiny_model("bert", backbone=dict(hidden_size=64, intermediate_size=512))
-    a = model.tokenize(TEXTS * 8)
-    large = quick(model, a)
-    for memory in range(6_000_000, 2_000_000, -250_000):
-        try:
-            small = quick(model, a, memory=memory)
-        except KernelError:
-            break
-        if small.plan.block != (40, 40):
-            break
-    assert small.plan.block[0] < 40
-    torch.testing.assert_close(small.total, large.total, rtol=1e-10, atol=1e-12)
-
-
-def test_a_budget_too_small_names_one_that_works(architecture):
-    model = build_tiny_model(architecture)
-    a = model.tokenize(TEXTS)
-    with pytest.raises(KernelError, match="would do") as caught:
-        quick(model, a, memory=1000)
-    size = re.search(r"at least ([\d.]+ \w+) would", str(caught.value)).group(1)
-    quick(model, a, memory=size)
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -615,270 +543,6 @@ def test_other_arguments_refused():
     for error in (0, 1, -0.1, 2, float("nan")):
         with pytest.raises(KernelError, match="relative_error"):
             quick(model, a, relative_error=error)
-
-
-# --- resume --------------------------------------------------------------------------------------------------------
-
-
-class Cut(Exception):
-    pass
-
-
-@pytest.fixture
-def often(monkeypatch):
-    "Every finished part is written at once."
-    add = engine.Store.add
-    monkeypatch.setattr(
-        engine.Store, "add", lambda self, names, labels, now=False: add(self, names, labels, True)
-    )
-
-
-def cut_after(monkeypatch, parts):
-    "Raise when some parts are contracted."
-    contract, calls = engine.contract, []
-
-    def failing(*given):
-        if len(calls) == parts:
-            raise Cut
-        calls.append(1)
-        return contract(*given)
-
-    monkeypatch.setattr(engine, "contract", failing)
-
-
-@pytest.mark.parametrize(
-    "memory, by, two_sides",
-    [("1GiB", None, False), ("1GiB", "layer", True), (430_000, "group", False)],
-)
-def test_resumes_from_finished_parts(tmp_path, monkeypatch, often, memory, by, two_sides):
-    model = build_tiny_model("bert")
-    a, b = model.tokenize(TEXTS), model.tokenize(OTHERS) if two_sides else None
-    whole = quick(model, a, b, memory=memory, by=by)
-    assert any(len(one) > 1 for one in whole.plan.passes) or len(whole.plan.passes) > 6
-    with monkeypatch.context() as patch:
-        cut_after(patch, 6)
-        with pytest.raises(Cut):
-            quick(model, a, b, memory=memory, by=by, directory=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
-    captured, capture = [], engine.capture
-    monkeypatch.setattr(
-        engine,
-        "capture",
-        lambda model, side, examples, rules, *rest: (
-            captured.extend(rules) or capture(model, side, examples, rules, *rest)
-        ),
-    )
-    resumed = quick(model, a, b, memory=memory, by=by, directory=tmp_path)
-    every = {name for one in whole.plan.passes for part in one for name in part}
-    done = {name for part in [p for one in whole.plan.passes for p in one][:6] for name in part}
-    assert set(captured) == every - done
-    torch.testing.assert_close(resumed.total, whole.total, rtol=1e-13, atol=1e-14)
-    assert not list(tmp_path.iterdir())
-
-
-def test_states_of_other_models_do_not_mix(tmp_path, monkeypatch, often):
-    a = build_tiny_model("bert").tokenize(TEXTS)
-    models = [
-        build_tiny_model("bert"),
-        build_tiny_model("bert", backbone=dict(num_attention_heads=4)),
-        build_tiny_model("bert", seed=3),
-    ]
-    models[2].backbone.embeddings.requires_grad_(False)
-    for model in models:
-        with monkeypatch.context() as patch:
-            cut_after(patch, 4)
-            with pytest.raises(Cut):
-                quick(model, a, directory=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
-    for model in models:
-        assert_exact(quick(model, a, directory=tmp_path), oracle(model, a))
-
-
-@pytest.mark.parametrize("place", [10, 0.5, -1])
-def test_a_damaged_state_is_an_error(tmp_path, monkeypatch, often, place):
-    model = build_tiny_model("bert")
-    a = model.tokenize(TEXTS)
-    with monkeypatch.context() as patch:
-        cut_after(patch, 4)
-        with pytest.raises(Cut):
-            quick(model, a, directory=tmp_path)
-    path = next(tmp_path.iterdir())
-    data = bytearray(path.read_bytes())
-    data[int(place * len(data)) if isinstance(place, float) else place] ^= 0x55
-    path.write_bytes(bytes(data))
-    with pytest.raises(ValueError, match=path.name):
-        quick(model, a, directory=tmp_path)
-
-
-# --- processes -----------------------------------------------------------------------------------------------------
-
-
-def run_script(*arguments, processes=1):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launcher = (
-        []
-        if processes == 1
-        else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    )
-    return subprocess.run(
-        [sys.executable, *launcher, __file__, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
-def test_a_killed_process_loses_little(tmp_path, monkeypatch):
-    killed = run_script("kill", tmp_path)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
-    model = build_tiny_model("bert")
-    a = model.tokenize(TEXTS)
-    captured, capture = [], engine.capture
-    monkeypatch.setattr(
-        engine,
-        "capture",
-        lambda model, side, examples, rules, *rest: (
-            captured.extend(rules) or capture(model, side, examples, rules, *rest)
-        ),
-    )
-    assert_exact(quick(model, a, directory=tmp_path), oracle(model, a))
-    assert 0 < len(captured) < len(list(model.backbone.parameters()))
-
-
-def test_two_processes_agree_with_one(tmp_path):
-    done = run_script("ranks", tmp_path, processes=2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    model = build_tiny_model("bert")
-    a, b = model.tokenize(TEXTS), model.tokenize(OTHERS)
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
-        assert "different models or examples" in found.pop("refused")
-        alone = found.pop("alone")
-        assert (
-            alone == "mine"
-            if rank
-            else "process 1 stopped" in alone and "ZeroDivisionError" in alone
-        )
-        for name, options in RANKS.items():
-            kernel = quick(model, a, b if name == "sides" else None, **options)
-            assert set(found[name]) == {*kernel.shares, "P"}
-            for label, share in {**kernel.shares, "P": kernel.gram}.items():
-                torch.testing.assert_close(found[name][label], share, rtol=1e-12, atol=1e-13)
-                if rank == 1 and name == "whole" and label == "all":
-                    assert share.any()
-
-
-RANKS = {"whole": {}, "sides": {}, "groups": dict(by="group")}
-
-
-def main(task, folder):
-    model = build_tiny_model("bert")
-    a, b = model.tokenize(TEXTS), model.tokenize(OTHERS)
-    if task == "kill":
-        add, calls = engine.Store.add, []
-
-        def adding(self, names, labels, now=False):
-            add(self, names, labels, True)
-            calls.append(1)
-            if len(calls) == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        engine.Store.add = adding
-        quick(model, a, directory=folder)
-    found = {}
-    for name, options in RANKS.items():
-        kernel = quick(model, a, b if name == "sides" else None, **options)
-        found[name] = {**kernel.shares, "P": kernel.gram}
-    rank = int(os.environ["RANK"])
-    try:
-        quick(model, a if rank else b)
-    except KernelError as error:
-        found["refused"] = str(error)
-    if rank:
-        engine.contract = lambda *given: 1 / 0
-    try:
-        quick(model, a)
-    except ZeroDivisionError:
-        found["alone"] = "mine"
-    except KernelError as error:
-        found["alone"] = str(error)
-    torch.save(found, Path(folder) / f"rank-{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-
-
-# --- a device without memory ------------------------------------------------------------------------------------------
-
-
-def lean_card(model, examples):
-    "A forward pass over more than some examples finds no memory."
-
-    def refuse(module, arguments, keywords):
-        if len([*arguments, *keywords.values()][0]) > examples:
-            raise torch.OutOfMemoryError("no room")
-
-    return model.backbone.register_forward_pre_hook(refuse, with_kwargs=True)
-
-
-@pytest.mark.parametrize("two_sides", [False, True])
-def test_out_of_memory_means_smaller_chunks(two_sides, capsys):
-    model = build_tiny_model("bert")
-    batches = [model.tokenize(TEXTS)] + ([model.tokenize(OTHERS)] if two_sides else [])
-    expected = oracle(model, *batches)
-    lean_card(model, 2)
-    kernel = tangent_kernel(model, *batches)
-    assert kernel.plan.chunk <= 2
-    assert_exact(kernel, expected)
-    assert (
-        "is out of memory: going on from the last finished part with a plan for"
-        in capsys.readouterr().out
-    )
-
-
-def test_out_of_memory_in_the_middle_of_a_part_counts_nothing_twice(monkeypatch):
-    "The sums of a device are taken back to the last finished part; half of a part may have been added by then."
-    model = build_tiny_model("bert")
-    batch, calls, contract, build = (
-        model.tokenize(TEXTS),
-        [],
-        engine.contract,
-        engine.Store.__init__,
-    )
-
-    def on_a_device(self, folder, key, accumulators):
-        build(self, folder, key, accumulators)
-        self.copies = {label: table.clone() for label, table in accumulators.items()}
-
-    def failing(left, right, names, labels, spot, accumulators, workspace):
-        contract(left, right, names, labels, spot, accumulators, workspace)
-        calls.append(names)
-        if len(calls) in (3, 8):
-            raise torch.OutOfMemoryError("full after the sum, before the note of it")
-
-    monkeypatch.setattr(engine.Store, "__init__", on_a_device)
-    monkeypatch.setattr(engine, "contract", failing)
-    for memory in ("1GiB", 1_800_000):
-        calls.clear()
-        assert_exact(quick(model, batch, by="layer", memory=memory), oracle(model, batch))
-        assert len(calls) > 8
-
-
-def test_a_device_too_small_for_one_example_says_so():
-    model = build_tiny_model("bert")
-    batch = model.tokenize(TEXTS)
-    ready = engine.probe(model, batch)
-    lean_card(model, 0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "probe", lambda *given: ready)
-        with pytest.raises(
-            KernelError, match="ran out of memory even with a plan for .*shorten the examples"
-        ):
-            quick(model, batch)
 
 
 def test_a_model_that_mixes_examples_is_refused(tiny_model, monkeypatch):

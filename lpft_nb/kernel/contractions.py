@@ -10,21 +10,36 @@ __all__ = ['LEAF', 'WRITE_COST', 'ELEMENT_COST', 'HALF_COST', 'columns_at_once',
 
 # %% ../../nbs/20a_contractions.ipynb #a7ae007c
 import torch
-from .gradient_factors import Factors, Rows, Vectors
+
+from .gradient_factors import Factors, Piece, Rows, Vectors
 
 # %% ../../nbs/20a_contractions.ipynb #47ad235d
-def columns_at_once(rows: int, width: int, height: int, itemsize: int, size: int) -> int:
-    "How many output rows of a (height, width) matrix are written out at a time for `rows` gradients in `size` bytes."
+def columns_at_once(
+    rows: int,  # gradients
+    *,
+    width: int,  # inputs of the matrix
+    height: int,  # outputs of the matrix
+    itemsize: int,  # bytes of a number
+    size: int,  # bytes of room
+) -> int:
+    "How many output rows of a matrix are written out at a time."
     return max(1, min(height, size // max(rows * width * itemsize, 1)))
 
 
 class Workspace:
     "Room for gradients that are written out; taken from the system once and used again for every parameter."
 
-    def __init__(self, size: int):  # bytes; a request that needs more gets more
+    def __init__(
+        self,
+        size: int,  # bytes; a request that needs more gets more
+    ):
         self.size, self.space = size, None
 
-    def rooms(self, numbers: list[int], like: torch.Tensor) -> list[torch.Tensor]:
+    def rooms(
+        self,
+        numbers: list[int],  # how many numbers each stretch holds
+        like: torch.Tensor,  # whose type and device they take
+    ) -> list[torch.Tensor]:  # good until the next call
         "One stretch of the room for each count of numbers, of `like`'s type and device."
         if self.space is None or self.space.numel() < sum(numbers):
             self.space = None
@@ -32,8 +47,13 @@ class Workspace:
         return list(self.space[: sum(numbers)].split(numbers))
 
 
-def written_out(pieces: list[Factors], first: int, last: int, space: torch.Tensor) -> torch.Tensor:
-    "Gradients of the output rows first:last of a matrix, (N·C, (last − first)·in), in the first part of `space`."
+def written_out(
+    pieces: list[Factors],  # one matrix's gradients
+    rows_wanted: range,  # output rows of the matrix
+    space: torch.Tensor,  # room for the result
+) -> torch.Tensor:  # (N·C, rows·in), in the first part of `space`
+    "Gradients of some output rows of a matrix."
+    first, last = rows_wanted.start, rows_wanted.stop
     width, begin, rows = pieces[0].given.shape[2], 0, gradients_of(pieces)
     table = space[: rows * (last - first) * width].view(rows, (last - first) * width)
     for found in pieces:
@@ -54,7 +74,11 @@ def written_out(pieces: list[Factors], first: int, last: int, space: torch.Tenso
 LEAF = 96
 
 
-def add_gram(left: torch.Tensor, right: torch.Tensor | None, out: torch.Tensor) -> None:
+def add_gram(
+    left: torch.Tensor,  # (n, k)
+    right: torch.Tensor | None,  # (m, k); None: the left
+    out: torch.Tensor,  # (n, m), changed
+) -> None:
     "Add left @ right.T to `out`; without `right`, left @ left.T on and above the diagonal only: half the work."
     if right is not None:
         out.addmm_(left, right.T)
@@ -67,32 +91,50 @@ def add_gram(left: torch.Tensor, right: torch.Tensor | None, out: torch.Tensor) 
         add_gram(left[half:], None, out[half:, half:])
 
 
-def gradients_of(pieces: list) -> int:
+def gradients_of(
+    pieces: list[Piece],  # one parameter's gradients
+) -> int:
     "How many gradients a list of pieces holds: examples times classes."
     return sum(len(found) * classes_of(found) for found in pieces)
 
 
-def classes_of(found) -> int:
+def classes_of(
+    found: Piece,  # any piece
+) -> int:
     "C of a piece."
     return (found.gradient if isinstance(found, Vectors) else found.cotangent).shape[1]
 
 # %% ../../nbs/20a_contractions.ipynb #7e358d94
 def add_by_writing_out(
-    left: list[Factors], right: list[Factors] | None, out: torch.Tensor, workspace: Workspace
+    left: list[Factors],  # one matrix's gradients on the left
+    right: list[Factors] | None,  # on the right; None: the same
+    out: torch.Tensor,  # (N·C, M·C), changed
+    *,
+    workspace: Workspace,  # where gradients are written out
 ) -> None:
     "Inner products of matrix gradients: write some output rows of all gradients out, take one product, go on."
     height, width = left[0].cotangent.shape[3], left[0].given.shape[2]
     sides = [gradients_of(pieces) for pieces in (left, right) if pieces]
-    step = columns_at_once(sum(sides), width, height, out.element_size(), workspace.size)
+    step = columns_at_once(
+        sum(sides),
+        width=width,
+        height=height,
+        itemsize=out.element_size(),
+        size=workspace.size,
+    )
     spaces = workspace.rooms([rows * step * width for rows in sides], out)
     for first in range(0, height, step):
-        last = min(first + step, height)
-        a = written_out(left, first, last, spaces[0])
-        add_gram(a, None if right is None else written_out(right, first, last, spaces[1]), out)
+        band = range(first, min(first + step, height))
+        a = written_out(left, band, spaces[0])
+        add_gram(a, None if right is None else written_out(right, band, spaces[1]), out)
 
 # %% ../../nbs/20a_contractions.ipynb #d13ddb0f
-def token_product(left: Factors, right: Factors, workspace: Workspace) -> torch.Tensor:
-    "⟨G_n, G_m⟩ = Σ_ts (δ_nt·δ'_ms)(a_nt·a'_ms) without writing any gradient out: (N·C, M·C), good until the next call."
+def token_product(
+    left: Factors,  # N examples
+    right: Factors,  # M examples
+    workspace: Workspace,  # where the products of tokens stand
+) -> torch.Tensor:  # (N·C, M·C), good until the next call
+    "⟨G_n, G_m⟩ = Σ_ts (δ_nt·δ'_ms)(a_nt·a'_ms) without writing any gradient out."
     n, c, t, out = left.cotangent.shape
     m, _, s, _ = right.cotangent.shape
     given, cotangent = workspace.rooms([n * t * m * s, n * c * t * m * c * s], left.given)
@@ -109,7 +151,11 @@ def token_product(left: Factors, right: Factors, workspace: Workspace) -> torch.
 
 
 def add_by_tokens(
-    left: list[Factors], right: list[Factors] | None, out: torch.Tensor, workspace: Workspace
+    left: list[Factors],  # one matrix's gradients on the left
+    right: list[Factors] | None,  # on the right; None: the same
+    out: torch.Tensor,  # (N·C, M·C), changed
+    *,
+    workspace: Workspace,  # where the products of tokens stand
 ) -> None:
     "Inner products of matrix gradients, pair by pair of small pieces, through the tokens."
     size = examples_at_once(left, right, workspace)
@@ -127,7 +173,11 @@ def add_by_tokens(
         begin += rows
 
 
-def examples_at_once(left: list[Factors], right: list[Factors] | None, workspace: Workspace) -> int:
+def examples_at_once(
+    left: list[Factors],  # one matrix's gradients on the left
+    right: list[Factors] | None,  # on the right; None: the same
+    workspace: Workspace,  # where the products of tokens stand
+) -> int:
     """How many examples a piece may hold, so that the table of a product takes a quarter of the workspace.
 
     On the diagonal half of every piece's product is wasted: there a piece holds a sixteenth of the examples at most.
@@ -144,7 +194,10 @@ def examples_at_once(left: list[Factors], right: list[Factors] | None, workspace
     )
 
 
-def small(pieces: list[Factors], size: int) -> list[Factors]:
+def small(
+    pieces: list[Factors],  # one matrix's gradients
+    size: int,  # examples
+) -> list[Factors]:
     "Pieces of at most `size` examples, as views."
     spans = [(found, first) for found in pieces for first in range(0, len(found), size)]
     return [
@@ -152,7 +205,10 @@ def small(pieces: list[Factors], size: int) -> list[Factors]:
     ]
 
 # %% ../../nbs/20a_contractions.ipynb #9fbc842f
-def flops_by_writing_out(left: list[Factors], right: list[Factors] | None) -> float:
+def flops_by_writing_out(
+    left: list[Factors],  # one matrix's gradients on the left
+    right: list[Factors] | None,  # on the right; None: the same
+) -> float:
     "Multiplications and additions, with the writing out; memory traffic counts like the arithmetic it delays."
     size = left[0].cotangent.shape[3] * left[0].given.shape[2]
     sides = [left] if right is None else [left, right]
@@ -167,7 +223,10 @@ def flops_by_writing_out(left: list[Factors], right: list[Factors] | None) -> fl
     return writing + 2.0 * pairs * size * (HALF_COST if right is None else 1.0)
 
 
-def flops_by_tokens(left: list[Factors], right: list[Factors] | None) -> float:
+def flops_by_tokens(
+    left: list[Factors],  # one matrix's gradients on the left
+    right: list[Factors] | None,  # on the right; None: the same
+) -> float:
     "The same for the products through tokens."
     height, width = left[0].cotangent.shape[3], left[0].given.shape[2]
     tokens = [
@@ -184,16 +243,24 @@ HALF_COST = 1.4  # half a symmetric product takes smaller matrices, which run le
 
 
 def add_factors(
-    left: list[Factors], right: list[Factors] | None, out: torch.Tensor, workspace: Workspace
+    left: list[Factors],  # one matrix's gradients on the left
+    right: list[Factors] | None,  # on the right; None: the same
+    out: torch.Tensor,  # (N·C, M·C), changed
+    *,
+    workspace: Workspace,  # room for what the chosen way writes down
 ) -> None:
     "Inner products of matrix gradients, the cheaper way."
     if flops_by_tokens(left, right) < flops_by_writing_out(left, right):
-        add_by_tokens(left, right, out, workspace)
+        add_by_tokens(left, right, out, workspace=workspace)
     else:
-        add_by_writing_out(left, right, out, workspace)
+        add_by_writing_out(left, right, out, workspace=workspace)
 
 # %% ../../nbs/20a_contractions.ipynb #44faebf1
-def add_vectors(left: list[Vectors], right: list[Vectors] | None, out: torch.Tensor) -> None:
+def add_vectors(
+    left: list[Vectors],  # one parameter's gradients on the left
+    right: list[Vectors] | None,  # on the right; None: the same
+    out: torch.Tensor,  # (N·C, M·C), changed
+) -> None:
     "Inner products of gradients that are written out."
     a = torch.cat([found.gradient.flatten(0, 1) for found in left])
     add_gram(
@@ -203,8 +270,10 @@ def add_vectors(left: list[Vectors], right: list[Vectors] | None, out: torch.Ten
     )
 
 # %% ../../nbs/20a_contractions.ipynb #ffc9ac42
-def merged_rows(pieces: list[Rows]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "Each example's gradient of each table row that it touches, sorted by row: rows (R,), examples (R,), values (R, C, h)."
+def merged_rows(
+    pieces: list[Rows],  # one table's gradients
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # rows (R,), examples (R,), values (R, C, h)
+    "Each example's gradient of each table row that it touches, sorted by row."
     keys, values, begin = [], [], 0
     for found in pieces:
         live = (found.ids >= 0) & (found.cotangent != 0).any(dim=3).any(dim=1)
@@ -220,23 +289,34 @@ def merged_rows(pieces: list[Rows]) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return merged // begin, merged % begin, total
 
 # %% ../../nbs/20a_contractions.ipynb #889088e5
-def gradient_index(examples: torch.Tensor, classes: int) -> torch.Tensor:
+def gradient_index(
+    examples: torch.Tensor,  # (n,) numbers of examples
+    classes: int,  # C
+) -> torch.Tensor:  # (n·C,)
     "Places of some examples' gradients among all N·C."
     return (examples[:, None] * classes + torch.arange(classes, device=examples.device)).flatten()
 
 
-def add_rows(left: list[Rows], right: list[Rows] | None, out: torch.Tensor) -> None:
+def add_rows(
+    left: list[Rows],  # one table's gradients on the left
+    right: list[Rows] | None,  # on the right; None: the same
+    out: torch.Tensor,  # (N·C, M·C), changed
+) -> None:
     "Inner products of an embedding table's gradients: two examples meet where they share a token."
     a = merged_rows(left)
     b = a if right is None else merged_rows(right)
     classes = a[2].shape[1]
-    shared, *_ = torch.unique(a[0]), None
+    shared = torch.unique(a[0])
     first, last = (torch.searchsorted(a[0], shared, right=side) for side in (False, True))
     other_first, other_last = (
         torch.searchsorted(b[0], shared, right=side) for side in (False, True)
     )
     alone = (last - first == 1) & (other_last - other_first == 1)
-    add_single_pairs(a, b, first[alone], other_first[alone], out)
+    add_single_pairs(
+        (a[1][first[alone]], a[2][first[alone]]),
+        (b[1][other_first[alone]], b[2][other_first[alone]]),
+        out,
+    )
     places = torch.stack([first, last, other_first, other_last], dim=1)[
         ~alone & (other_last > other_first)
     ]
@@ -247,26 +327,34 @@ def add_rows(left: list[Rows], right: list[Rows] | None, out: torch.Tensor) -> N
         ] += product
 
 
-def add_single_pairs(a, b, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+def add_single_pairs(
+    left: tuple[torch.Tensor, torch.Tensor],  # examples (R,) and their values (R, C, h)
+    right: tuple[torch.Tensor, torch.Tensor],  # the same of the other side
+    out: torch.Tensor,  # (N·C, M·C), changed
+) -> None:
     "Table rows that one example on each side touches, all at once."
-    classes = a[2].shape[1]
-    product = a[2][left] @ b[2][right].transpose(1, 2)
-    c = torch.arange(classes, device=left.device)
-    rows = (a[1][left] * classes)[:, None, None] + c[:, None]
-    columns = (b[1][right] * classes)[:, None, None] + c[None, :]
+    classes = left[1].shape[1]
+    product = left[1] @ right[1].transpose(1, 2)
+    c = torch.arange(classes, device=product.device)
+    rows = (left[0] * classes)[:, None, None] + c[:, None]
+    columns = (right[0] * classes)[:, None, None] + c[None, :]
     out.index_put_((rows.expand_as(product), columns.expand_as(product)), product, accumulate=True)
 
 # %% ../../nbs/20a_contractions.ipynb #289a6a9a
 def add_inner_products(
-    left: list, right: list | None, out: torch.Tensor, workspace: Workspace
+    left: list[Piece],  # one parameter's gradients on the left
+    right: list[Piece] | None,  # on the right; None: the same
+    out: torch.Tensor,  # (N·C, M·C), changed
+    *,
+    workspace: Workspace,  # room for what the chosen way writes down
 ) -> None:
-    """Add ⟨G_n^c, G_m^d⟩ of one parameter to `out` (N·C, M·C).
+    """Add ⟨G_n^c, G_m^d⟩ of one parameter to `out`.
 
     Without `right` both sides are `left`, and only the part on and above the diagonal is to be used.
     """
     kind = type(left[0])
     if kind is Factors:
-        add_factors(left, right, out, workspace)
+        add_factors(left, right, out, workspace=workspace)
     elif kind is Rows:
         add_rows(left, right, out)
     else:

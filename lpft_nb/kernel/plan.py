@@ -9,14 +9,19 @@ __all__ = ['TOLERANCE', 'take_rows', 'probe_batch', 'without_rows', 'joined', 'c
 
 # %% ../../nbs/20c_kernel_plan.ipynb #a3de2140
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-import pandas
+from typing import TYPE_CHECKING
+
+import pandas as pd
 import torch
+
 from ..store.cache import format_size
 from .contractions import flops_by_tokens, flops_by_writing_out
 from lpft_nb.kernel.gradient_factors import (
     Factors,
     KernelError,
+    Piece,
     Rows,
     Vectors,
     check_uses,
@@ -31,13 +36,21 @@ from lpft_nb.kernel.gradient_factors import (
     rules_of,
 )
 
+if TYPE_CHECKING:
+    from lpft_nb.classifier import Classifier
+
 # %% ../../nbs/20c_kernel_plan.ipynb #7c065930
-def take_rows(batch: dict[str, torch.Tensor], index) -> dict[str, torch.Tensor]:
+def take_rows(
+    batch: dict[str, torch.Tensor],  # (N, T) each
+    index: slice | list[int] | torch.Tensor,  # which examples
+) -> dict[str, torch.Tensor]:
     "Some examples of a batch."
     return {name: table[index] for name, table in batch.items()}
 
 
-def probe_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def probe_batch(
+    batch: dict[str, torch.Tensor],  # (N, T) each
+) -> dict[str, torch.Tensor]:
     "The longest and the shortest example, padded to one length; three where they are two tokens long."
     lengths = batch["attention_mask"].sum(dim=1)
     longest, shortest = int(lengths.argmax()), int(lengths.argmin())
@@ -45,7 +58,11 @@ def probe_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return cropped(take_rows(batch, pair))
 
 # %% ../../nbs/20c_kernel_plan.ipynb #0dae3d94
-def without_rows(model, rules: dict[str, str], batch: dict[str, torch.Tensor]) -> dict[str, str]:
+def without_rows(
+    model: "Classifier",  # in evaluation mode
+    rules: dict[str, str],  # parameter -> rule
+    batch: dict[str, torch.Tensor],  # the examples to look at
+) -> dict[str, str]:  # parameter -> reason
     "Parameters whose modules do not return one row an example (tables of relative positions), or take more than one input, with the reason."
     structured = {name: rule for name, rule in rules.items() if rule != "explicit"}
     holders, refused = owners(model, set(structured)), {}
@@ -74,7 +91,11 @@ def without_rows(model, rules: dict[str, str], batch: dict[str, torch.Tensor]) -
     return refused
 
 
-def joined(found, weights: torch.Tensor, example: int):
+def joined(
+    found: Piece,  # of some examples
+    weights: torch.Tensor,  # (C,)
+    example: int,  # which one
+) -> Piece:
     "One example's gradient of Σ_c weights_c f_c, still structured."
 
     def combine(table):
@@ -93,7 +114,10 @@ TOLERANCE = {
 }  # some backbones compute norms and positions in float32 whatever the dtype
 
 
-def check_company(model, batch: dict[str, torch.Tensor]) -> None:
+def check_company(
+    model: "Classifier",  # in evaluation mode
+    batch: dict[str, torch.Tensor],  # the examples to look at
+) -> None:
     "Refuse a model whose logits for an example depend on padding or on what else is in the batch."
     with torch.no_grad():
         together = model(**batch).logits
@@ -112,8 +136,12 @@ def check_company(model, batch: dict[str, torch.Tensor]) -> None:
 
 
 def disagreeing(
-    model, pieces: dict, skipped: set[str], batch: dict[str, torch.Tensor]
-) -> dict[str, str]:
+    model: "Classifier",  # in evaluation mode
+    batch: dict[str, torch.Tensor],  # the examples to look at
+    *,
+    pieces: dict[str, Piece],  # their structured gradients
+    skipped: set[str],  # parameters that are computed by plain autograd anyway
+) -> dict[str, str]:  # parameter -> reason
     "Parameters whose structured gradient is not autograd's, on a padded example in company, with the reason."
     parameters = {
         name: parameter
@@ -155,7 +183,7 @@ def disagreeing(
 class Part:
     "Parameters that are captured together: those of one module, and all that share a parameter with it."
 
-    names: list[str]
+    names: list[str]  # of the parameters
     token_bytes: float  # bytes held for each token of an example
     example_bytes: float  # bytes held for each example besides
     reserve: float  # the largest single parameter's gradient, for explicit parts
@@ -165,16 +193,19 @@ class Part:
 class Probe:
     "What two examples tell about all: rules, sizes, speed."
 
-    rules: dict[str, str]
+    rules: dict[str, str]  # parameter -> rule
     reasons: dict[str, str]  # explicit parameters and why
-    parts: list[Part]
-    pieces: dict  # of the probe batch, shapes only
+    parts: list[Part]  # from the output down
+    pieces: dict[str, Piece]  # of the probe batch, shapes only
     tokens: int  # length of the probe batch
-    graph_bytes_per_token: float
-    seconds_per_token: float
+    graph_bytes_per_token: float  # kept by autograd in a forward pass
+    seconds_per_token: float  # of a forward and C backward passes
 
 
-def saved_bytes(model, batch: dict[str, torch.Tensor]) -> int:
+def saved_bytes(
+    model: "Classifier",  # in evaluation mode
+    batch: dict[str, torch.Tensor],  # (N, T) each
+) -> int:
     "What autograd keeps of a forward pass, each storage once, parameters left out."
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
@@ -191,7 +222,9 @@ def saved_bytes(model, batch: dict[str, torch.Tensor]) -> int:
     return sum(kept.values())
 
 
-def shapes_of(found):
+def shapes_of(
+    found: Piece,  # any piece
+) -> Piece:  # on the device "meta"
     "A piece without its numbers."
     return replace(
         found,
@@ -203,7 +236,13 @@ def shapes_of(found):
     )
 
 # %% ../../nbs/20c_kernel_plan.ipynb #b2346b86
-def parts_of(model, rules: dict[str, str], pieces: dict, tokens: int) -> list[Part]:
+def parts_of(
+    model: "Classifier",  # the model
+    rules: dict[str, str],  # parameter -> rule
+    *,
+    pieces: dict[str, Piece],  # gradients of the examples looked at
+    tokens: int,  # how long those are
+) -> list[Part]:
     "Group parameters by the modules that they share, from the output down, with the bytes that their pieces take."
     holders, groups = owners(model, set(rules)), []
     for name in rules:
@@ -240,11 +279,9 @@ def parts_of(model, rules: dict[str, str], pieces: dict, tokens: int) -> list[Pa
 
 # %% ../../nbs/20c_kernel_plan.ipynb #cbd0d346
 def probe(
-    model,  # a Classifier
-    batch: dict[str, torch.Tensor],  # the examples
-    transform=lambda name, found: (
-        found
-    ),  # what is done to captured gradients: nothing, or a projection
+    model: "Classifier",  # in evaluation mode
+    batch: dict[str, torch.Tensor],  # (N, T) each: the examples
+    transform: Callable[[str, Piece], Piece] = lambda name, found: found,  # or a projection
 ) -> Probe:
     "Find out, on two examples, which rule holds for each parameter, and what an example costs."
     pair = probe_batch(batch)
@@ -256,7 +293,7 @@ def probe(
     started = time.perf_counter()
     pieces = gradient_pieces(model, pair, structured)
     seconds = time.perf_counter() - started
-    reasons |= disagreeing(model, pieces, set(reasons), pair)
+    reasons |= disagreeing(model, pair, pieces=pieces, skipped=set(reasons))
     reasons |= {
         name: "not used by the examples looked at"
         for name in rules
@@ -270,13 +307,13 @@ def probe(
         explicit_gradients(model, take_rows(pair, slice(0, 1)), list(reasons))
         seconds += examples * (time.perf_counter() - started)
     return Probe(
-        used,
-        reasons,
-        parts_of(model, used, pieces, length),
-        {name: shapes_of(found) for name, found in pieces.items()},
-        length,
-        saved_bytes(model, pair) / (examples * length),
-        seconds / (examples * length),
+        rules=used,
+        reasons=reasons,
+        parts=parts_of(model, used, pieces=pieces, tokens=length),
+        pieces={name: shapes_of(found) for name, found in pieces.items()},
+        tokens=length,
+        graph_bytes_per_token=saved_bytes(model, pair) / (examples * length),
+        seconds_per_token=seconds / (examples * length),
     )
 
 # %% ../../nbs/20c_kernel_plan.ipynb #2703b6b2
@@ -284,17 +321,17 @@ def probe(
 class Plan:
     "How a kernel will be computed: which parameters by which rule, in which passes, at what cost."
 
-    table: pandas.DataFrame  # rule: tensors, parameters, share
+    table: pd.DataFrame  # rule: tensors, parameters, share
     reasons: dict[str, str]  # parameters without a structured rule, and why
     passes: list[list[list[str]]]  # each pass: the parameter names of the parts captured together
     block: tuple[int, int]  # examples of each side that are held at once
     chunk: int  # examples in one forward pass
     workspace: int  # bytes for gradients that are written out
-    peak_bytes: int
-    gflop: float
-    seconds: float
+    peak_bytes: int  # over the starting point
+    gflop: float  # of all inner products, in billions of multiplications and additions
+    seconds: float  # an estimate
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [self.table.to_string(formatters=dict(share="{:.2%}".format)), ""]
         if self.reasons:
             shown = [f"{name} ({why})" for name, why in list(self.reasons.items())[:4]]
@@ -309,8 +346,11 @@ class Plan:
         return "\n".join(lines)
 
 # %% ../../nbs/20c_kernel_plan.ipynb #5a0fb69a
-def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
-    "Multiplications and additions a second of a matrix product, measured on one that takes milliseconds."
+def gemm_rate(
+    device: torch.device,  # where the model is
+    dtype: torch.dtype,  # its type
+) -> float:  # a second
+    "Multiplications and additions of a matrix product, measured on one that takes milliseconds."
     side = torch.ones(768, 768, dtype=dtype, device=device)
     for _ in range(3):
         started = time.perf_counter()
@@ -321,7 +361,11 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2.0 * len(side) ** 3 / max(seconds, 1e-7)
 
 
-def stretched(found: Factors, lengths: torch.Tensor, tokens: int) -> list[Factors]:
+def stretched(
+    found: Factors,  # a piece of the probe
+    lengths: torch.Tensor,  # (N,) real tokens of each example
+    tokens: int,  # length of the probe's examples
+) -> list[Factors]:
     "Shapes only: the piece of the probe as it would be for examples of these lengths."
     share = found.cotangent.shape[2] / tokens
     length = (
@@ -337,7 +381,10 @@ def stretched(found: Factors, lengths: torch.Tensor, tokens: int) -> list[Factor
     ]
 
 
-def gram_flops(probed: Probe, sides: list[torch.Tensor]) -> float:
+def gram_flops(
+    probed: Probe,  # its pieces have the shapes
+    sides: list[torch.Tensor],  # (N,) real tokens of each example, for one side or two
+) -> float:
     "Multiplications and additions of all inner products of matrix gradients and of vectors; table rows cost next to nothing."
     total = 0.0
     for found in probed.pieces.values():
@@ -351,12 +398,19 @@ def gram_flops(probed: Probe, sides: list[torch.Tensor]) -> float:
     return total
 
 # %% ../../nbs/20c_kernel_plan.ipynb #81ee60d6
-def held_bytes(part: Part, lengths: torch.Tensor) -> float:
+def held_bytes(
+    part: Part,  # some parameters
+    lengths: torch.Tensor,  # (N,) real tokens of each example
+) -> float:
     "Bytes that a part's pieces take for examples of these lengths."
     return part.token_bytes * float(lengths.sum()) + part.example_bytes * len(lengths)
 
 
-def packed(parts: list[Part], lengths: list[torch.Tensor], room: float) -> list[list[Part]]:
+def packed(
+    parts: list[Part],  # from the output down
+    lengths: list[torch.Tensor],  # (N,) real tokens of the examples held, for each side
+    room: float,  # bytes
+) -> list[list[Part]]:  # the parts of each pass
     "Fill passes with parts, from the output down, as many as fit together."
     passes, used = [], float("inf")
     for part in parts:
@@ -369,7 +423,11 @@ def packed(parts: list[Part], lengths: list[torch.Tensor], room: float) -> list[
     return passes
 
 
-def block_sizes(parts: list[Part], lengths: list[torch.Tensor], room: float) -> list[int]:
+def block_sizes(
+    parts: list[Part],  # all of them
+    lengths: list[torch.Tensor],  # (N,) real tokens of each example, for each side
+    room: float,  # bytes
+) -> list[int]:  # one number a side; empty where one example does not fit
     "How many examples of each side can be held at once, so that every part fits; halved until it does."
     blocks = [len(side) for side in lengths]
     while True:

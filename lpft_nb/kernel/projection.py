@@ -7,9 +7,12 @@ __all__ = ['COLUMNS', 'Projection', 'error_per_dimension', 'dimension_for']
 
 # %% ../../nbs/20b_projection.ipynb #58b290f3
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
 import torch
-from .gradient_factors import Factors, KernelError, Vectors
+
+from .gradient_factors import Factors, KernelError, Piece, Vectors
 
 # %% ../../nbs/20b_projection.ipynb #baf97a68
 @dataclass
@@ -20,10 +23,16 @@ class Projection:
     """
 
     dimension: int  # k
-    seed: int
-    signs: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    seed: int  # of all signs
+    signs: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict
+    )  # drawn so far
 
-    def signs_of(self, name: str, found: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    def signs_of(
+        self,
+        name: str,  # of the parameter
+        found: Factors,  # its gradients, for their shape
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # (out, k) and (in, k)
         "The same signs for a parameter in every call, every process and on every device."
         if name not in self.signs:
             digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
@@ -38,7 +47,11 @@ class Projection:
             )
         return self.signs[name]
 
-    def __call__(self, name: str, found):
+    def __call__(
+        self,
+        name: str,  # of the parameter
+        found: Piece,  # its gradients
+    ) -> Piece:
         "Project one parameter's gradients without writing them out; vectors, table rows and small matrices stay as they are."
         if (
             not isinstance(found, Factors)
@@ -61,7 +74,11 @@ COLUMNS = 2**22  # numbers that a projection holds at a time
 
 # %% ../../nbs/20b_projection.ipynb #e7789ee6
 def error_per_dimension(
-    pieces: dict[str, list], grams: dict[str, torch.Tensor], gram_of, seed: int
+    pieces: dict[str, list[Piece]],  # parameter -> gradients of n examples
+    grams: dict[str, torch.Tensor],  # parameter -> their exact inner products, (n·C, n·C)
+    *,
+    gram_of: Callable[[list[Piece]], torch.Tensor],  # inner products of some pieces
+    seed: int,  # of the small projection
 ) -> float:
     "Squared Frobenius error of the projected kernel, times k: measured with a small k, on examples computed exactly."
     small = Projection(256, seed)
@@ -73,7 +90,11 @@ def error_per_dimension(
     return total
 
 
-def dimension_for(relative_error: float, error_times_k: float, norm: float) -> int:
+def dimension_for(
+    relative_error: float,  # between 0 and 1
+    error_times_k: float,  # as `error_per_dimension` gives it
+    norm: float,  # of the exact kernel
+) -> int:  # k, a multiple of 64
     "The k at which the expected relative Frobenius error is the one asked for, with a fifth to spare."
     if not 0 < relative_error < 1:
         raise KernelError(f"relative_error must lie between 0 and 1, got {relative_error}")

@@ -11,13 +11,22 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
+
 from ..store.cache import content_hash, read_tensors, write_tensors
 from .gradient_factors import KernelError, kernel_parameters, move_padding_right
 
+if TYPE_CHECKING:
+    from lpft_nb.classifier import Classifier
+    from lpft_nb.kernel.plan import Plan
+
 # %% ../../nbs/20d_kernel_result.ipynb #ab076d52
-def example_ids(batch: dict[str, torch.Tensor]) -> list[str]:
-    "16 hex digits for each example, from its real tokens: the same whatever the padding."
+def example_ids(
+    batch: dict[str, torch.Tensor],  # (N, T) each
+) -> list[str]:  # N times 16 hex digits
+    "An id for each example, from its real tokens: the same whatever the padding."
     batch = move_padding_right({name: table.cpu() for name, table in batch.items()})
     lengths = batch["attention_mask"].long().sum(dim=1).tolist()
     names = sorted(batch)
@@ -27,8 +36,10 @@ def example_ids(batch: dict[str, torch.Tensor]) -> list[str]:
     ]
 
 
-def model_hash(model) -> str:
-    "64 hex digits of every weight, of what is trainable, and of the configuration: heads, activations, adapters' scale, pooling."
+def model_hash(
+    model: "Classifier",  # the model
+) -> str:  # 64 hex digits
+    "One hash of every weight, of what is trainable, and of the configuration: heads, activations, adapters' scale, pooling."
     weights = dict(model.state_dict())
     trainable = sorted(
         name for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -41,20 +52,28 @@ def model_hash(model) -> str:
 CONVENTION = "axes (N, C, M, C): example and class on the left, example and class on the right; sums over trainable parameters"
 
 
-def as_matrix(kernel: torch.Tensor) -> torch.Tensor:
-    "(N, C, M, C) as (N·C, M·C): all classes of an example stand side by side."
+def as_matrix(
+    kernel: torch.Tensor,  # (N, C, M, C)
+) -> torch.Tensor:  # (N·C, M·C)
+    "A kernel as a matrix: all classes of an example stand side by side."
     check_axes(kernel)
     return kernel.reshape(kernel.shape[0] * kernel.shape[1], kernel.shape[2] * kernel.shape[3])
 
 
-def trace_over_classes(kernel: torch.Tensor) -> torch.Tensor:
-    "Σ_c K[n, c, m, c]: (N, M)."
+def trace_over_classes(
+    kernel: torch.Tensor,  # (N, C, M, C)
+) -> torch.Tensor:  # (N, M)
+    "Σ_c K[n, c, m, c]."
     check_axes(kernel)
     return torch.einsum("ncmc->nm", kernel)
 
 
-def block(kernel: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    "The kernel between the logits of two classes: (N, M)."
+def block(
+    kernel: torch.Tensor,  # (N, C, M, C)
+    row: int,  # class on the left
+    column: int,  # class on the right
+) -> torch.Tensor:  # (N, M)
+    "The kernel between the logits of two classes."
     check_axes(kernel)
     classes = kernel.shape[1]
     for index in (row, column):
@@ -63,7 +82,9 @@ def block(kernel: torch.Tensor, row: int, column: int) -> torch.Tensor:
     return kernel[:, row, :, column]
 
 
-def check_axes(kernel: torch.Tensor) -> None:
+def check_axes(
+    kernel: torch.Tensor,  # what should be a kernel
+) -> None:
     "Refuse what is not (N, C, M, C)."
     if kernel.ndim != 4 or kernel.shape[1] != kernel.shape[3]:
         raise KernelError(
@@ -71,7 +92,11 @@ def check_axes(kernel: torch.Tensor) -> None:
         )
 
 # %% ../../nbs/20d_kernel_result.ipynb #1470dc05
-def describe(model, batch_a: dict, batch_b: dict | None) -> dict:
+def describe(
+    model: "Classifier",  # the model
+    batch_a: dict[str, torch.Tensor],  # (N, T) each
+    batch_b: dict[str, torch.Tensor] | None,  # (M, T') each; None: batch_a
+) -> dict:  # model, examples_a, examples_b, convention, parameters
     "What a kernel belongs to."
     return {
         "model": model_hash(model),
@@ -91,13 +116,13 @@ class TangentKernel:
 
     gram: torch.Tensor  # (N, M): ⟨φ, φ'⟩, + 1 where the head has a trainable bias
     shares: dict[str, torch.Tensor]  # label -> (N, C, M, C)
-    classes: int
+    classes: int  # C
     description: dict  # model hash, example ids, split of F, convention, dtype
-    plan: object = None  # the plan by which it was computed; None after loading
+    plan: "Plan | None" = None  # the plan by which it was computed; None after loading
     relative_error: float | None = None  # of F, estimated on examples computed exactly; None: exact
 
     @property
-    def pretrain_effective(self) -> torch.Tensor:
+    def pretrain_effective(self) -> torch.Tensor:  # (N, C, M, C)
         "P: the gradients of the head."
         return torch.einsum(
             "nm,cd->ncmd",
@@ -106,20 +131,23 @@ class TangentKernel:
         )
 
     @cached_property
-    def ft_effective(self) -> torch.Tensor:
+    def ft_effective(self) -> torch.Tensor:  # (N, C, M, C)
         "F: the gradients of the backbone."
         parts = list(self.shares.values())
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 
     @property
-    def total(self) -> torch.Tensor:
+    def total(self) -> torch.Tensor:  # (N, C, M, C)
         "Θ = P + F."
         total = self.ft_effective.clone()
         for c in range(self.classes):
             total[:, c, :, c] += self.gram
         return total
 
-    def save(self, path: str | Path) -> Path:
+    def save(
+        self,
+        path: str | Path,  # of the file to write
+    ) -> Path:
         "Write one safetensors file with named axes, example ids, the model's hash and the convention."
         tensors = {"gram": self.gram} | {
             f"share/{label}": share for label, share in self.shares.items()
@@ -136,13 +164,20 @@ class TangentKernel:
 
     @classmethod
     def load(
-        cls, path: str | Path, model, batch_a: dict, batch_b: dict | None = None
+        cls,
+        path: str | Path,  # of a saved kernel
+        model: "Classifier",  # that it was computed for
+        batch_a: dict[str, torch.Tensor],  # (N, T) each: the examples on the left
+        batch_b: dict[str, torch.Tensor] | None = None,  # on the right; None: batch_a
     ) -> "TangentKernel":
         "Read a kernel back; refuses another model, other examples or another order of them."
-        return load_kernel(path, model, batch_a, batch_b)
+        return load_kernel(path, describe(model, batch_a, batch_b))
 
 # %% ../../nbs/20d_kernel_result.ipynb #9db97b4c
-def load_kernel(path: str | Path, model, batch_a: dict, batch_b: dict | None) -> TangentKernel:
+def load_kernel(
+    path: str | Path,  # of a saved kernel
+    expected: dict,  # as `describe` gives it
+) -> TangentKernel:
     "What TangentKernel.load does: read, compare with the model and the examples, put the shares back in their order."
     tensors, metadata = read_tensors(path)
     if metadata.get("kind") != "tangent kernel":
@@ -151,7 +186,6 @@ def load_kernel(path: str | Path, model, batch_a: dict, batch_b: dict | None) ->
     relative_error, classes, labels = (
         description.pop(key) for key in ("relative_error", "classes", "shares")
     )
-    expected = describe(model, batch_a, batch_b)
     for key, meaning in (
         ("model", "another model"),
         ("examples_a", "other examples on the left"),
@@ -162,4 +196,10 @@ def load_kernel(path: str | Path, model, batch_a: dict, batch_b: dict | None) ->
                 f"{Path(path).name} was computed for {meaning}; compute the kernel again, or load what it belongs to"
             )
     shares = {label: tensors[f"share/{label}"] for label in labels}
-    return TangentKernel(tensors["gram"], shares, classes, description, None, relative_error)
+    return TangentKernel(
+        gram=tensors["gram"],
+        shares=shares,
+        classes=classes,
+        description=description,
+        relative_error=relative_error,
+    )
