@@ -18,20 +18,13 @@ from pathlib import Path
 
 import torch
 
-import lpft_nb.training.loop as fine_tuning
-from lpft_nb.store.cache import write_atomically
 from lpft_nb.classifier import Classifier
-from lpft_nb.training.loop import (
-    EncodedDataset,
-    TrainingPlan,
-    collate,
-    epoch_order,
-    padding_share,
-    parameter_groups,
-    train,
-)
 from lpft_nb.records import environment
+from lpft_nb.store.cache import write_atomically
 from lpft_nb.tasks import load_task
+from lpft_nb.training.batches import EncodedDataset, collate, epoch_order, padding_share
+from lpft_nb.training.loop import ShowProgress, parameter_groups, train
+from lpft_nb.training.stage import FineTune
 
 TASKS = {"sst2": 32, "rte": 16, "cb": 16}  # batch sizes of paper A's FT
 MAX_LENGTH, SEED = 128, 0
@@ -47,43 +40,47 @@ def between(ends: list[float]) -> list[float]:
     return [after - before for before, after in pairwise(ends)]
 
 
-def stage_steps(model, data: EncodedDataset, plan: TrainingPlan) -> list[float]:
+def stage_steps(model, data: EncodedDataset, stage: FineTune) -> list[float]:
     """Seconds of each step of a real stage, by the clock at each step's end."""
-    ends, shown = [], fine_tuning.Progress.on_step_end
+    ends, shown = [], ShowProgress.on_step_end
 
     def tick(self, *given, **more):
         ends.append(time.perf_counter())
         return shown(self, *given, **more)
 
-    fine_tuning.Progress.on_step_end = tick
+    ShowProgress.on_step_end = tick
     try:
         with tempfile.TemporaryDirectory() as folder:
             train(
                 model,
                 data,
                 head_of(data, 8),
-                plan,
-                SEED,
-                Path(folder),
+                stage,
+                seed=SEED,
+                folder=Path(folder),
                 minutes_between_checkpoints=math.inf,
             )
     finally:
-        fine_tuning.Progress.on_step_end = shown
+        ShowProgress.on_step_end = shown
     return between(ends)
 
 
 def bare_steps(
-    model, data: EncodedDataset, plan: TrainingPlan, steps: int, pad_to: int | None = None
+    model, data: EncodedDataset, stage: FineTune, steps: int, pad_to: int | None = None
 ) -> list[float]:
     """Seconds of each step of the same training, written out; `pad_to` pads every text to that many tokens."""
+    head, backbone = stage.learning_rates()
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, plan.head_learning_rate, plan.backbone_learning_rate), fused=True
+        parameter_groups(model, head_learning_rate=head, backbone_learning_rate=backbone),
+        fused=True,
     )
-    order = epoch_order(data.lengths, plan.batch_size, SEED, 0, plan.length_grouping)
+    order = epoch_order(
+        data.lengths, stage.batch_size, seed=SEED, epoch=0, length_grouping=stage.length_grouping
+    )
     ends = [time.perf_counter()]
     model.train()
-    for at in range(0, min(len(order), steps * plan.batch_size), plan.batch_size):
-        batch = collate(model, [data[i] for i in order[at : at + plan.batch_size]])
+    for at in range(0, min(len(order), steps * stage.batch_size), stage.batch_size):
+        batch = collate(model, [data[i] for i in order[at : at + stage.batch_size]])
         labels = batch.pop("labels")
         if pad_to is not None:
             batch = {
@@ -92,7 +89,7 @@ def bare_steps(
             }
         loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_gradient_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), stage.max_gradient_norm)
         optimizer.step()
         optimizer.zero_grad()
         ends.append(time.perf_counter())
@@ -109,20 +106,20 @@ def measure(task_name: str, root: Path, model_name: str, steps: int, repeats: in
     )
     batch_size = TASKS[task_name]
     data = head_of(whole, min(len(whole), steps * batch_size) // batch_size * batch_size)
-    plan, plain = (
-        TrainingPlan(1, 1e-5, 1e-5, batch_size, length_grouping=grouped)
-        for grouped in (True, False)
+    grouped, plain = (
+        FineTune(epochs=1, learning_rate=1e-5, batch_size=batch_size, length_grouping=by_length)
+        for by_length in (True, False)
     )
     stage, bare, padded = [], [], []
     for _ in range(repeats):  # in turn, so that a busy moment hits all alike
-        stage.append(statistics.fmean(stage_steps(model, data, plan)))
-        bare.append(statistics.fmean(bare_steps(model, data, plan, steps)[1:]))
+        stage.append(statistics.fmean(stage_steps(model, data, grouped)))
+        bare.append(statistics.fmean(bare_steps(model, data, grouped, steps)[1:]))
         padded.append(
             statistics.fmean(
                 bare_steps(model, data, plain, max(3, steps // 4), pad_to=MAX_LENGTH)[1:]
             )
         )
-    order = epoch_order(whole.lengths, batch_size, SEED, 0)
+    order = epoch_order(whole.lengths, batch_size, seed=SEED, epoch=0)
     return {
         "task": task_name,
         "batch_size": batch_size,

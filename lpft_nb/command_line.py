@@ -22,12 +22,11 @@ from .experiments import ParameterError, RunFailed
 def show_list(options: argparse.Namespace) -> int:
     "Print the experiments with their parameters, the tasks and the embedded models."
     from lpft_nb.models.checkpoints import EMBEDDED_MODELS
-    from lpft_nb.experiments import load_experiment, notebook_folder
+    from lpft_nb.experiments import list_experiments
     from lpft_nb.tasks import list_tasks
 
     print("Experiments (lpft-nb run NAME -p PARAMETER VALUE …)")
-    for path in sorted(notebook_folder().glob("*.ipynb")):
-        experiment = load_experiment(path)
+    for experiment in list_experiments():
         print(f"\n  {experiment.name}: {experiment.summary}")
         for parameter in experiment.parameters.values():
             print(
@@ -76,14 +75,15 @@ def parameters_of_file(path: str | None) -> dict:
 # %% ../nbs/11a_command_line.ipynb #844096c4
 def show_plan(name: str, requested: dict) -> int:
     "Print the runs that an experiment would make, and which of them are there."
-    from lpft_nb.experiments import check_parameters, find_experiment, plan_experiment, plan_table
+    from lpft_nb.experiments import find_experiment, plan_table
 
-    parameters = check_parameters(find_experiment(name).parameters, requested)
-    runs, sizes = plan_experiment(name, parameters)
+    experiment = find_experiment(name)
+    parameters = experiment.check(requested)
+    runs, _ = experiment.plan(parameters)
     table = plan_table(runs)
     waiting = table[table["state"] != "finished"]
     print(table.to_string(index=False))
-    print(f"\n{runs[0].identity['task']['name']}: {sizes}")
+    print(f"\n{runs[0].task['name']}: {runs[0].task['sizes']}")
     print(
         f"{len(waiting)} of {len(table)} runs to make, {waiting['steps'].sum()} training steps; records go to {Path(parameters['output']) / name}"
     )

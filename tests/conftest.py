@@ -30,6 +30,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+pytest_plugins = ["book_fixtures"]  # the rendered book, a browser, a server
 torch.set_num_threads(1)
 # The same examples in every run; `--hypothesis-profile=default` draws new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

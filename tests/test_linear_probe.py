@@ -278,7 +278,7 @@ def test_given_penalty_skips_cross_validation():
 def test_path_converges_to_the_exact_optimum(classes, bias):
     features, labels = make(45, 4, classes)
     exact = fit_logistic(features, labels, 0.5, bias=bias)
-    rate = 0.95 * stable_learning_rate(features, classes, bias, penalty=0.5)
+    rate = 0.95 * stable_learning_rate(features, classes, bias=bias, penalty=0.5)
     path = probe_path(features, labels, 10_000, rate, bias=bias, penalty=0.5)
     torch.testing.assert_close(path.weight, exact.weight, atol=1e-7, rtol=1e-7)
     if bias:

@@ -21,6 +21,7 @@ from lpft_nb.models.lora import add_lora, lora_targets, merge_lora
 from lpft_nb.stages import FineTune, LinearProbe, LoRA, ScaleHead, method_stages, run_stages
 from lpft_nb.tasks import load_task
 from lpft_nb.temperature import fit_temperature
+from lpft_nb.training import measuring
 
 FUSED = {"modernbert": ("Wqkv",), "gpt2": ("c_attn",), "gpt-neox": ("query_key_value",)}
 SCRIPT = Path(__file__).parent / "training" / "stages_script.py"
@@ -295,7 +296,7 @@ def test_a_second_seed_computes_neither_tokens_nor_features(task, monkeypatch):
     def refuse(*given, **more):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(stages, "features_of", refuse)
+    monkeypatch.setattr(measuring, "features_of", refuse)
     monkeypatch.setattr(Classifier, "encode", refuse)
     run_stages(small(), task, [LinearProbe()], seed=1, device="cpu")
     changed = small()
@@ -372,7 +373,10 @@ def test_no_attention_no_default_targets():
         (lambda: FineTune(warmup_share=1.0), "warmup_share"),
         (lambda: LinearProbe(epochs=5), "give both"),
         (lambda: LinearProbe(batch_size=5), "gradient steps"),
-        (lambda: method_stages("LPFT"), "LP-FT"),
+        (lambda: FineTune(head_learning_rate=-1e-3), "head_learning_rate=-0.001"),
+        (lambda: FineTune(backbone_learning_rate=float("nan")), "backbone_learning_rate=nan"),
+        (lambda: LoRA(weight_decay=-1), "LoRA.weight_decay=-1"),
+        (lambda: method_stages("LPFT"), "did you mean 'LP-FT'"),
     ],
 )
 def test_settings_that_cannot_train_are_refused(make, message):
@@ -392,6 +396,29 @@ def test_a_folder_of_another_run_is_refused(task, tmp_path):
             run_stages(
                 model, task, [LinearProbe()], seed=seed, output=tmp_path / "out", device="cpu"
             )
+
+
+def test_a_finished_stage_comes_back_with_every_parameter(task, tmp_path):
+    "A head alone would give plausible answers from the wrong backbone."
+    for stage in (FineTune(**QUICK), LoRA(r=2, **QUICK)):
+        first, second, folder = small(), small(), tmp_path / stage.name
+        run_stages(first, task, [stage], output=folder, device="cpu")
+        result = run_stages(second, task, [stage], output=folder, device="cpu")
+        theirs = dict(second.named_parameters())
+        for name, p in first.named_parameters():
+            assert torch.equal(p, theirs[name]), name
+        torch.testing.assert_close(
+            result.arrays[f"logits/{stage.name}/test"], logits_of(second, task.test)
+        )
+
+
+def test_settings_go_by_name():
+    for kind in (FineTune, LoRA, LinearProbe):
+        with pytest.raises(TypeError):
+            kind(1)
+    assert ScaleHead(10) == ScaleHead(factor=10)
+    assert isinstance(LoRA(), stages.TrainingStage) and isinstance(FineTune(), stages.TrainingStage)
+    assert (FineTune().learning_rate, LoRA().learning_rate) == (1e-5, 5e-4)
 
 
 def test_nan_weights_stop_the_run(task):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ..classifier import move_padding_right
+from ..models.backbones import move_padding_right
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier

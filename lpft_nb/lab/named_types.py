@@ -7,7 +7,7 @@ __all__ = ['Count', 'Positive', 'Share', 'Seed', 'Text', 'Name', 'Folder', 'Flag
            'Precision', 'Protocol', 'Free', 'Each', 'OfTraining', 'OfLoRA', 'ParameterError', 'one_of_names',
            'method_names', 'Maybe', 'Some', 'ByMethod', 'Scope', 'named_type']
 
-# %% ../../nbs/11f_named_types.ipynb #25bb3940
+# %% ../../nbs/11f_named_types.ipynb #c90a61c1
 import ast
 import importlib
 import math
@@ -27,7 +27,7 @@ from ..store.names import did_you_mean
 class ParameterError(ValueError):
     "A parameter that is unknown, of the wrong type or out of range; the message names each and says what is expected."
 
-# %% ../../nbs/11f_named_types.ipynb #d4eb6238
+# %% ../../nbs/11f_named_types.ipynb #b9791425
 def _of_another_kind() -> PydanticCustomError:
     "The value is not of the kind at all."
     return PydanticCustomError("kind", "another kind")
@@ -52,7 +52,7 @@ def _meaning(value: Any) -> Any:
     except yaml.YAMLError as error:
         raise _of_another_kind() from error
 
-# %% ../../nbs/11f_named_types.ipynb #b9d0ff42
+# %% ../../nbs/11f_named_types.ipynb #b9639d27
 def _number(value: Any) -> float:
     "A number, or a text that is one."
     value = _meaning(value)
@@ -115,7 +115,7 @@ Seed = Annotated[
     ),
 ]
 
-# %% ../../nbs/11f_named_types.ipynb #4d108a3a
+# %% ../../nbs/11f_named_types.ipynb #81303e69
 def _text(value: Any) -> str:
     "A text; nothing else is made into one."
     if not isinstance(value, str):
@@ -150,7 +150,7 @@ Folder = Annotated[str, Field(min_length=1), _SOME_TEXT]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Size = Annotated[str, BeforeValidator(_size)]
 
-# %% ../../nbs/11f_named_types.ipynb #337c85e6
+# %% ../../nbs/11f_named_types.ipynb #80b01fae
 def one_of_names(
     names: Callable[[], Iterable[str]],  # called when a value is checked
     before: str = "",  # said before the names, such as "methods as keys: "
@@ -183,7 +183,7 @@ Device = one_of_names(lambda: ("auto", "cpu", "cuda"))
 Precision = one_of_names(lambda: ("auto", "float32", "bfloat16"))
 Protocol = one_of_names(lambda: ("default", "paper"))
 
-# %% ../../nbs/11f_named_types.ipynb #29f9a076
+# %% ../../nbs/11f_named_types.ipynb #e5a4471a
 def _listed(value: Any) -> list:
     "Several values: a list, one value alone, or `0,1,2` on a command line."
     if isinstance(value, str):
@@ -225,7 +225,7 @@ class ByMethod:
         key = one_of_names(method_names, before="methods as keys: ")
         return Annotated[Union[item, dict[key, item]], BeforeValidator(_meaning)]  # noqa: UP007
 
-# %% ../../nbs/11f_named_types.ipynb #3ebdda42
+# %% ../../nbs/11f_named_types.ipynb #eac9767d
 @dataclass(frozen=True)
 class Scope:
     "What a parameter's type says about its part in a run."
@@ -258,7 +258,7 @@ _TYPES: dict[str, Any] = dict(
     OfTraining=OfTraining, OfLoRA=OfLoRA,
 )  # fmt: skip
 
-# %% ../../nbs/11f_named_types.ipynb #e4088255
+# %% ../../nbs/11f_named_types.ipynb #fe699f29
 def _as_type(found: Any) -> Any:
     "A type, or what stands for one: a Literal, or a table or list of names."
     if get_origin(found) is Literal:
@@ -268,9 +268,17 @@ def _as_type(found: Any) -> Any:
     return found
 
 
+def _fetched(place: Any) -> Any:
+    "What `module:name` says, imported now; anything else as it is."
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def named_type(
     annotation: str,  # such as "Maybe[Some[Solver]]"
-    imported: dict[str, str] | None = None,  # further names: "Solver" -> "lpft_nb.x:SOLVERS"
+    imported: dict[str, Any] | None = None,  # further names: a type, or "lpft_nb.x:SOLVERS"
 ) -> Any:  # a type for pydantic
     "The type that an annotation names; raises ParameterError for a name that is not known."
     imported = imported or {}
@@ -285,8 +293,7 @@ def named_type(
         if node.id in _TYPES:
             return _TYPES[node.id]
         if node.id in imported:
-            module, _, name = imported[node.id].partition(":")
-            return _as_type(getattr(importlib.import_module(module), name))
+            return _as_type(_fetched(imported[node.id]))
         known = [*_TYPES, *imported]
         raise ParameterError(f"type {node.id!r} is not known: {did_you_mean(node.id, known)}")
 

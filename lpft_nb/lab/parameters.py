@@ -6,7 +6,7 @@
 __all__ = ['Parameter', 'parse_parameters', 'Parameters', 'declared_model', 'parameters_schema', 'plain_kind', 'check_parameters',
            'ParameterError']
 
-# %% ../../nbs/11c_parameters.ipynb #80f67729
+# %% ../../nbs/11c_parameters.ipynb #6f12302f
 import ast
 from dataclasses import dataclass, field
 from types import NoneType
@@ -20,7 +20,7 @@ from ..store.names import did_you_mean
 
 _all_ = ["ParameterError"]  # importable from here too
 
-# %% ../../nbs/11c_parameters.ipynb #bff896db
+# %% ../../nbs/11c_parameters.ipynb #e4d81402
 @dataclass(frozen=True)
 class Parameter:
     "One line of a parameters cell."
@@ -29,28 +29,17 @@ class Parameter:
     kind: str  # a named type, such as "Maybe[Count]"
     default: Any
     help: str
-    imported: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    imported: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def type(self) -> Any:
         "The named type, for pydantic."
         return named_type(self.kind, self.imported)
 
-    @property
-    def scope(self) -> str:
-        "What looks at it: every run, none (free), training, lora, or each run one value."
-        marks = getattr(self.type, "__metadata__", ())
-        return next((mark.kind for mark in marks if isinstance(mark, Scope)), "every")
-
-    @property
-    def names(self) -> set[str]:
-        "The names in its type."
-        return {node.id for node in ast.walk(ast.parse(self.kind)) if isinstance(node, ast.Name)}
-
 
 def parse_parameters(
     source: str,  # of a parameters cell
-    imported: dict[str, str] | None = None,  # further types, see `named_type`
+    imported: dict[str, Any] | None = None,  # further types, see `named_type`
 ) -> dict[str, Parameter]:  # by name, in the order of the cell
     "Read what a parameters cell declares, without running it; raises ParameterError for any other statement."
     lines, found = source.splitlines(), {}
@@ -70,7 +59,7 @@ def parse_parameters(
         found[name] = Parameter(name, kind, ast.literal_eval(node.value), help, imported or {})
     return found
 
-# %% ../../nbs/11c_parameters.ipynb #5acaffa4
+# %% ../../nbs/11c_parameters.ipynb #c73e2e30
 class Parameters(BaseModel):
     "All parameters of one call, checked and frozen."
 
@@ -83,6 +72,17 @@ class Parameters(BaseModel):
     def __contains__(self, name: str) -> bool:
         "Whether there is such a parameter."
         return name in type(self).model_fields
+
+    @classmethod
+    def scope(cls, name: str) -> str:
+        "What looks at a parameter: every run, none (free), training, lora, or each run at one value."
+        marks = cls.model_fields[name].metadata
+        return next((mark.kind for mark in marks if isinstance(mark, Scope)), "every")
+
+    @classmethod
+    def item(cls, name: str) -> Any:
+        "The type of a list parameter's entries."
+        return get_args(cls.model_fields[name].annotation)[0]
 
 
 def declared_model(
@@ -102,7 +102,7 @@ def parameters_schema(
     "What a file of parameters for this experiment may hold."
     return declared_model(declared).model_json_schema()
 
-# %% ../../nbs/11c_parameters.ipynb #90b0b6c0
+# %% ../../nbs/11c_parameters.ipynb #f18f4c7e
 def plain_kind(kind: Any) -> str:
     "A type in Python's words: `float or dict[str, float] or None`."
     origin, inside = get_origin(kind), get_args(kind)

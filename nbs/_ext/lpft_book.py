@@ -81,6 +81,17 @@ def drop_thebe(app, pagename, templatename, context, doctree):
     ]
 
 
+EMPTY_HEADER = re.compile(r"<th\b([^>]*)>(?:\s|&nbsp;|&#160;)*</th>")
+HIDDEN_NAME = re.compile(r'(<summary\b[^>]*?) aria-label="Toggle hidden content"')
+
+
+def mend_accessibility(app, pagename, templatename, context, doctree):
+    """On `html-page-context`: a fold is named by the words it shows, a table's empty corner is no header."""
+    if "body" in context:
+        body = HIDDEN_NAME.sub(r"\1", context["body"])
+        context["body"] = EMPTY_HEADER.sub(r"<td\1></td>", body)
+
+
 # --- several processes: Sphinx forks readers, and each reader executes its chapters in a kernel
 
 # These three do not say that they may be read in parallel (they may), and one silent extension makes Sphinx serial.
@@ -159,6 +170,7 @@ def setup(app):
     )
     app.connect("source-read", prepare_source)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", mend_accessibility, priority=900)
     app.connect("builder-inited", allow_processes, priority=900)
     app.connect("source-read", start_clock)
     app.connect("doctree-read", stop_clock)

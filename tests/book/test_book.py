@@ -1,58 +1,16 @@
 """The rendered book, read as files and opened in headless Chromium, by file path and over HTTP."""
 
-import functools
-import http.server
 import json
 import shutil
-import socketserver
-import threading
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
-from book_build import ROOT, built_book, toc_pages
+from book_browser import bs4, in_browser, open_page, soup
+from book_build import ROOT, toc_pages
 
-bs4 = pytest.importorskip("bs4", reason="beautifulsoup4 (extra `dev`) is not installed")
 PAGES = toc_pages()
 OVER_HTTP = [PAGES[0], *PAGES[1 :: len(PAGES) // 4][:4]]  # a file path is stricter: five suffice
-in_browser = pytest.mark.xdist_group("browser")  # one worker holds the one browser
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1300,1000",
-]
-MATHJAX_DONE = """
-const done = arguments[arguments.length - 1];
-const start = performance.now();
-(function look() {
-    const state = window.MathJax && MathJax.startup && MathJax.startup.promise;
-    if (state) state.then(() => done("rendered"), error => done("failed: " + error));
-    else if (performance.now() - start > 20000) done("MathJax did not load");
-    else setTimeout(look, 50);
-})();
-"""
-
-
-@pytest.fixture(scope="module")
-def book():
-    built = built_book()
-    if not built.html.is_dir():
-        pytest.fail(
-            f"the book was not rendered; the build said:\n{built.log[-2000:]}", pytrace=False
-        )
-    return built
-
-
-@functools.lru_cache
-def soup(path: Path):
-    return bs4.BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 
 def prose(path: Path):
@@ -150,63 +108,6 @@ def test_every_page_of_the_table_of_contents_is_linked_from_the_home_page(book):
 # --- the pages in a browser
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="selenium (extra `dev`) is not installed"
-    )
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("Chromium and chromedriver are not installed: the browser tests did not run")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    session.set_script_timeout(60)
-    yield session
-    session.quit()
-
-
-@pytest.fixture(scope="module")
-def server(book):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(book.html))
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as listening:
-        listening.daemon_threads = True
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_address[1]}"
-        listening.shutdown()
-
-
-def open_page(browser, address: str) -> tuple[list[str], list[str]]:
-    """Open a page and wait for its formulas; return the console's errors and the addresses it asked for."""
-    browser.get_log("browser"), browser.get_log("performance")  # empty both
-    browser.get(address)
-    state = (
-        browser.execute_async_script(MATHJAX_DONE)
-        if browser.find_elements("css selector", ".math")
-        else "rendered"
-    )
-    assert state == "rendered", state
-    errors = [
-        entry["message"]
-        for entry in browser.get_log("browser")
-        if entry["level"] in ("SEVERE", "WARNING")
-    ]
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    return errors, asked
-
-
 def check_content(browser):
     """Formulas are set without errors; every image has arrived."""
     formulas = browser.find_elements("css selector", "article .math")
@@ -272,19 +173,6 @@ def test_search_finds_a_chapter(book, browser, server):
         lambda session: session.find_elements("css selector", "#search-results li a")
     )
     assert any("nbs/" in result.get_attribute("href") for result in results)
-
-
-@in_browser
-def test_a_page_fits_a_narrow_screen(book, browser):
-    browser.set_window_size(500, 900)
-    try:
-        browser.get((book.html / "nbs/index.html").as_uri())
-        wide = browser.execute_script(
-            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        )
-        assert wide <= 2
-    finally:
-        browser.set_window_size(1300, 1000)
 
 
 # --- the page of a local run

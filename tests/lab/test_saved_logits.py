@@ -17,16 +17,9 @@ from conftest import ROOT
 from lpft_nb import experiments
 from lpft_nb.calibration import calibration_metrics
 from lpft_nb.training.calibration_rows import calibration_rows, fit_or_reason
-from lpft_nb.lab.saved_logits import (
-    at_head_norm,
-    find_sources,
-    head_scale_table,
-    judge,
-    last_logits,
-    plan,
-    saved_calibration,
-)
-from lpft_nb.experiments import ParameterError, RunFailed, check_parameters, find_experiment
+from lpft_nb.lab.head_norm import at_head_norm, head_scale_table
+from lpft_nb.lab.saved_logits import find_sources, judge, last_logits, saved_calibration
+from lpft_nb.experiments import ParameterError, RunFailed, find_experiment
 from lpft_nb.records import RecordError, load_results, make_record, read_record, write_record
 
 SPLITS = {"validation": 60, "test": 90, "ood/other": 40}
@@ -94,11 +87,14 @@ def records(tmp_path) -> Path:
     return folder
 
 
-def parameters_for(records: Path, output: Path, **changes) -> dict:
-    return check_parameters(
-        find_experiment("calibration").parameters,
-        QUICK | {"records": str(records), "output": str(output)} | changes,
-    )
+def parameters_for(records: Path, output: Path, **changes):
+    request = QUICK | {"records": str(records), "output": str(output)} | changes
+    return find_experiment("calibration").check(request)
+
+
+def plan(parameters) -> list:
+    "The runs of the experiment, with the names of their records."
+    return find_experiment("calibration").plan(parameters)[0]
 
 
 # what a stage's end records
@@ -257,7 +253,7 @@ def test_a_record_whose_logits_are_lost_is_an_error(records, tmp_path):
     run = plan(parameters_for(records, tmp_path))[0]
     (records / "lp_ft" / f"{run.settings['source'][0]}.safetensors").unlink()
     with pytest.raises(RecordError, match="missing"):
-        judge(run, records)
+        judge(run, folder=records)
 
 
 # judging
@@ -266,7 +262,7 @@ def test_a_record_whose_logits_are_lost_is_an_error(records, tmp_path):
 def test_rows_of_a_judged_run(records, tmp_path):
     parameters = parameters_for(records, tmp_path / "out")
     run = plan(parameters)[0]
-    record = read_record(judge(run, records))
+    record = read_record(judge(run, folder=records))
     assert (
         record["run_id"] == run.name
         and record["experiment"] == "calibration"
@@ -287,16 +283,16 @@ def test_rows_of_a_judged_run(records, tmp_path):
         for row in source["metrics"]
         if (row["metric"], row["split"]) == ("accuracy", "test")
     )
-    for repair in parameters["repairs"]:
+    for repair in parameters.repairs:
         scaling, reason = fit_or_reason(logits["validation"], labels["validation"], repair)
         assert reason == "" and record["stages"] == [
-            {"name": "FT", "not_fitted": dict.fromkeys(parameters["repairs"], "")}
+            {"name": "FT", "not_fitted": dict.fromkeys(parameters.repairs, "")}
         ]
         after = calibration_metrics(scaling.apply(logits["ood/other"]), labels["ood/other"])
         assert value["ood/other", f"ece_after_{repair}"] == pytest.approx(after["ece"], rel=1e-12)
         assert ("validation", f"ece_after_{repair}") not in value
     assert value["test", "accuracy_after_temperature"] == value["test", "accuracy"]
-    for factor in parameters["head_factors"]:
+    for factor in parameters.head_factors:
         assert value["test", f"ece_head_times_{factor:g}"] == pytest.approx(
             calibration_metrics(factor * logits["test"], labels["test"])["ece"], rel=1e-12
         )
@@ -316,7 +312,7 @@ def test_scaling_the_head_is_the_temperature(records, tmp_path):
 def test_the_same_analysis_has_the_same_name_and_numbers_anywhere(records, tmp_path):
     first, second = (plan(parameters_for(records, tmp_path / name))[0] for name in ("a", "b"))
     assert first.name == second.name
-    one, two = (read_record(judge(run, records)) for run in (first, second))
+    one, two = (read_record(judge(run, folder=records)) for run in (first, second))
     assert one["metrics"] == two["metrics"]
     other = plan(parameters_for(records, tmp_path / "a", bins=10))[0]
     assert other.name != first.name
@@ -330,7 +326,7 @@ def test_a_run_without_a_temperature_is_recorded_and_not_averaged(tmp_path):
     ):
         write_run(folder, "FT", seed, labels)
     runs = plan(parameters_for(folder, tmp_path / "out", methods=["FT"]))
-    reasons = [read_record(judge(run, folder))["stages"][0]["not_fitted"] for run in runs]
+    reasons = [read_record(judge(run, folder=folder))["stages"][0]["not_fitted"] for run in runs]
     assert set(reasons[0].values()) == {""} and "one class" in reasons[1]["temperature"]
     frame = load_results(tmp_path / "out")
     assert (
@@ -372,8 +368,7 @@ def test_published_records_can_be_judged():
     results = ROOT / "results" / "lp_ft"
     if not results.is_dir():
         pytest.skip("no published results here")
-    declared = find_experiment("calibration").parameters
-    for run in plan(check_parameters(declared, {"records": str(ROOT / "results")})):
+    for run in plan(find_experiment("calibration").check({"records": str(ROOT / "results")})):
         source = read_record(results / f"{run.settings['source'][0]}.json")
         assert {"validation", "test"} <= set(last_logits(source, results)[1])
 
@@ -418,7 +413,10 @@ def test_metric_against_the_norm_at_which_training_starts():
     assert (points["high"] - points["low"]).iloc[0] == pytest.approx(
         2 * 4.302653 / math.sqrt(3), rel=1e-5
     )
-    assert head_scale_table(frame, ["ece"])["ece"].str.split().str[0].tolist() == ["1.5", "11"]
+    assert head_scale_table(frame, ["ece"])["ece"].str.split().str[0].tolist() == [
+        "1.500",
+        "11.000",
+    ]
     with pytest.raises(ValueError, match="no row of 'eec'"):
         at_head_norm(frame, "eec", "test")
 
@@ -434,30 +432,7 @@ def test_a_seed_without_a_value_leaves_the_mean_empty():
     assert at_head_norm(frame, "ece", "test")["mean"].isna().all()
 
 
-# parameters and the whole notebook
-
-WRONG = [
-    ({"task": ""}, "some text"),
-    ({"methods": ["LPFT"]}, "did you mean LP-FT"),
-    ({"seeds": []}, "at least one entry"),
-    ({"repairs": ["temprature"]}, "did you mean temperature"),
-    ({"repairs": []}, "at least one entry"),
-    ({"bins": 0}, "a positive number"),
-    ({"bins": 2.5}, "expected int"),
-    ({"resamples": 0}, "a positive number"),
-    ({"level": 1.0}, "between 0 and 1"),
-    ({"bootstrap_seed": -1}, "from 0"),
-    ({"head_factors": [0]}, "positive numbers"),
-    ({"source": ["a", "a"]}, "none twice"),
-    ({"record": "x"}, "did you mean records"),
-    ({"epochs": 3}, "no such parameter"),
-]
-
-
-@pytest.mark.parametrize(("requested", "message"), WRONG, ids=lambda value: str(value)[:30])
-def test_wrong_parameters_are_named(requested, message):
-    with pytest.raises(ParameterError, match=message):
-        check_parameters(find_experiment("calibration").parameters, requested)
+# the whole notebook
 
 
 def test_the_notebook_judges_reports_and_is_repeated(records, tmp_path, monkeypatch):
@@ -471,21 +446,18 @@ def test_the_notebook_judges_reports_and_is_repeated(records, tmp_path, monkeypa
     assert not [output for output in outputs if output.output_type == "error"]
     assert sum("image/svg+xml" in output.get("data", {}) for output in outputs) == 3
     record = read_record(paths[0])
-    declared = find_experiment("calibration").parameters
-    like = experiments.parameters_like(record, declared)
-    again = check_parameters(
-        declared, like | {"records": str(records), "output": str(tmp_path / "again")}
-    )
-    (repetition,), sizes = experiments.plan_experiment("calibration", again)
-    assert repetition.name == record["run_id"] and sizes == SPLITS | {"train": 10}
-    assert experiments.differences(record, read_record(judge(repetition, records)), tolerance=0)[
-        "equal"
-    ].all()
-    wanted = check_parameters(declared, request)
-    experiments.check_used("calibration", wanted, wanted, [str(path) for path in paths])
-    for changes, files in (({}, paths[1:]), ({"bins": 10}, paths)):
+    experiment = find_experiment("calibration")
+    like = experiments.parameters_like(record, experiment.parameters)
+    places = {"records": str(records), "output": str(tmp_path / "again")}
+    (repetition,) = plan(experiment.check(like | places))
+    assert repetition.name == record["run_id"]
+    assert repetition.task["sizes"] == SPLITS | {"train": 10}
+    again = read_record(judge(repetition, folder=records))
+    assert experiments.differences(record, again, tolerance=0)["equal"].all()
+    wanted, other = experiment.check(request), experiment.check(request | {"bins": 10})
+    files = [str(path) for path in paths]
+    experiments.check_used(wanted, wanted.model_dump(), files)
+    for asked, found in ((wanted, files[1:]), (other, files)):
         with pytest.raises(RunFailed, match="FT, seed 0"):
-            experiments.check_used(
-                "calibration", wanted | changes, wanted | changes, [str(path) for path in files]
-            )
+            experiments.check_used(asked, asked.model_dump(), found)
     assert experiments.plan_table(plan(wanted))["state"].tolist() == ["finished"] * 4

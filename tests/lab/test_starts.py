@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lpft_nb.experiments import ParameterError, check_parameters, find_experiment, load_data
-from lpft_nb.lab.starts import STARTS, bring_to_start, drawn, kernel_batch, measure_start, plan
+from lpft_nb.experiments import ParameterError, find_experiment, load_data
+from lpft_nb.lab.starts import STARTS, bring_to_start, drawn, kernel_batch
 from lpft_nb.lab.kernel_tables import heat_maps, kernel_frame, kernel_table, spectra
 from lpft_nb.records import load_arrays, read_record
 from lpft_nb.tangent_kernel import tangent_kernel
@@ -41,17 +41,22 @@ def world(tmp_path_factory, tiny_model):
         max_test=6,
         methods=list(STARTS),
         output=str(folder / "runs"),
+        memory="200MiB",
         device="cpu",
         solvers=["rows", "least_squares"],
     )
-    return check_parameters(find_experiment("tangent_kernel").parameters, requested)
+    return find_experiment("tangent_kernel").check(requested)
+
+
+def plan(parameters) -> list:
+    "The runs of the experiment, with the names of their records."
+    return find_experiment("tangent_kernel").plan(parameters)[0]
 
 
 @pytest.fixture(scope="module")
 def records(world):
     "One record for each method."
-    task = load_data(world)
-    return [measure_start(run, task, "200MiB") for run in plan(world)]
+    return [run.make(run) for run in plan(world)]
 
 
 def test_each_method_starts_where_it_should(world):
@@ -75,22 +80,7 @@ def test_each_method_starts_where_it_should(world):
 
 def test_a_method_without_a_backbone_to_train_is_refused(world):
     with pytest.raises(ParameterError, match="train the backbone, got LP"):
-        plan(world | {"methods": ["FT", "LP"]})
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("memory", "two", "a size such as"),
-        ("solvers", ["row"], "did you mean rows"),
-        ("max_kernel_train", 0, "a positive number"),
-        ("seed", -1, "a number from 0"),
-        ("max_test", "many", "expected int or None"),
-    ],
-)
-def test_bad_parameters_are_named(name, value, expected):
-    with pytest.raises(ParameterError, match=expected):
-        check_parameters(find_experiment("tangent_kernel").parameters, {name: value})
+        plan(world.model_copy(update={"methods": ["FT", "LP"]}))
 
 
 def test_drawn_examples_are_the_same_for_all(world, records):
@@ -112,7 +102,7 @@ def test_the_record_holds_what_a_direct_computation_gives(world, records):
     record = next(read_record(path) for path in records if read_record(path)["method"] == "LP-FT")
     model = load_model(run.settings, task, run.seed)
     bring_to_start(model, "LP-FT", task, run.settings, run.seed)
-    batch, labels, _ = kernel_batch(model, task.train, 10, 16)
+    batch, labels, _ = kernel_batch(model, task.train, most=10, max_length=16)
     kernel = tangent_kernel(model, batch, quiet=True)
     found = {(row["metric"], row["split"]): row["value"] for row in record["metrics"]}
     assert found["F/frobenius_norm", "train"] == pytest.approx(

@@ -57,7 +57,7 @@ def test_every_import_of_the_package_is_declared_and_none_is_a_tool_of_ours():
         canonicalize_name(word)
         for word in re.findall(r"[\w.-]+(?=[<>=])", settings["requirements"])
     }
-    distributions = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+    distributions = {"sklearn": "scikit-learn", "yaml": "pyyaml", "pydantic_core": "pydantic"}
     used = {
         canonicalize_name(distributions.get(name, name))
         for path in MODULES

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from test_loop import small_model
+from toys import small_model
 
-import lpft_nb.training.loop as fine_tuning
 from lpft_nb.stages import FineTune, LinearProbe, run_stages
 from lpft_nb.tasks import load_task
+from lpft_nb.training import loop
 
 
 def main():
@@ -26,13 +26,13 @@ def main():
     )
     arguments = parser.parse_args()
     if arguments.pause:
-        measure = fine_tuning.validation_metrics
+        measure = loop.validation_metrics
 
         def slow(*given):
             time.sleep(arguments.pause)
             return measure(*given)
 
-        fine_tuning.validation_metrics = slow
+        loop.validation_metrics = slow
     task = load_task(arguments.folder / "words.jsonl")
     result = run_stages(
         small_model(arguments.dropout, num_labels=2),

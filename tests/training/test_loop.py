@@ -1,6 +1,5 @@
 """The training loop against a bare PyTorch loop, over accumulation steps, processes, kills and resumes."""
 
-import json
 import math
 import os
 import signal
@@ -11,126 +10,44 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from toys import small_model, toy_data
 
-from lpft_nb.classifier import Classifier
-from lpft_nb.training.loop import (
-    DivergenceCheck,
-    DivergenceError,
-    EncodedDataset,
-    TrainingPlan,
-    collate,
-    epoch_order,
-    last_checkpoint,
-    padding_share,
-    parameter_groups,
-    train,
-)
+from lpft_nb.training.batches import collate, epoch_order
+from lpft_nb.training.checkpoints import last_checkpoint
+from lpft_nb.training.loop import DivergenceCheck, DivergenceError, parameter_groups, train
+from lpft_nb.training.stage import FineTune
 
 SCRIPT = Path(__file__).parent / "train_script.py"
-
-
-def toy_data(examples, seed=0, vocabulary=50, classes=3):
-    "Random token lists whose label can be read off the tokens."
-    generator = torch.Generator().manual_seed(seed)
-    inputs, labels = [], []
-    for _ in range(examples):
-        label = int(torch.randint(classes, (1,), generator=generator))
-        length = int(torch.randint(4, 14, (1,), generator=generator))
-        ids = (
-            torch.randint(10 + 12 * label, 22 + 12 * label, (length,), generator=generator)
-            % vocabulary
-        ).tolist()
-        inputs.append(dict(input_ids=ids, attention_mask=[1] * length))
-        labels.append(label)
-    return EncodedDataset(inputs, torch.tensor(labels))
-
-
-def small_model(dropout=0.1, dtype=torch.float32, num_labels=3):
-    from conftest import build_tiny_model
-
-    return build_tiny_model(
-        "bert",
-        num_labels=num_labels,
-        dtype=dtype,
-        head_dropout=dropout,
-        backbone=dict(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout),
-    )
 
 
 def state(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-# --- the order of the examples -------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=300),
-    batch=st.integers(1, 40),
-    seed=st.integers(0, 5),
-    epoch=st.integers(0, 5),
-    grouped=st.booleans(),
-)
-def test_every_example_once_and_reproducible(lengths, batch, seed, epoch, grouped):
-    order = epoch_order(lengths, batch, seed, epoch, grouped)
-    assert sorted(order) == list(range(len(lengths)))
-    assert order == epoch_order(lengths, batch, seed, epoch, grouped)
-
-
-def test_global_random_state_is_neither_read_nor_changed():
-    before = torch.get_rng_state()
-    first = epoch_order(list(range(100)), 8, 0, 0)
-    assert torch.equal(before, torch.get_rng_state())
-    torch.manual_seed(99)
-    assert first == epoch_order(list(range(100)), 8, 0, 0)
-
-
-def test_padding_share_by_hand():
-    assert padding_share([1, 3, 2, 2], [0, 1, 2, 3], 2) == pytest.approx(1 - 8 / 10)
-
-
-@pytest.mark.parametrize(
-    "name, columns, batch, limit",
-    [
-        ("rte", ("sentence1", "sentence2"), 16, 0.05),
-        ("sst2", ("sentence",), 32, 0.05),
-        ("cb", ("premise", "hypothesis"), 16, 0.20),
-        ("cb", ("premise", "hypothesis"), 8, 0.20),
-    ],
-)
-def test_little_padding_on_real_data(shared_data, embedded_model, name, columns, batch, limit):
-    rows = [
-        json.loads(line)
-        for line in (shared_data / name / "train.jsonl").read_text().split("\n")
-        if line
-    ]
-    texts = [
-        tuple(row[c] for c in columns) if len(columns) > 1 else row[columns[0]] for row in rows
-    ]
-    model = Classifier.from_pretrained(embedded_model, num_labels=2)
-    lengths = [len(example["input_ids"]) for example in model.encode(texts, max_length=128)]
-    assert padding_share(lengths, epoch_order(lengths, batch, 0, 0), batch) <= limit
-
-
 # --- the loop ------------------------------------------------------------------------------------------------------
 
 
-def bare_loop(model, data, plan, seed):
+def bare_loop(model, data, stage, seed):
     "The same training, written out: AdamW, linear decay, clipping, mean loss over each batch."
-    groups = parameter_groups(model, plan.head_learning_rate, plan.backbone_learning_rate)
+    head, backbone = stage.learning_rates()
+    groups = parameter_groups(model, head_learning_rate=head, backbone_learning_rate=backbone)
     optimizer = torch.optim.AdamW(groups)
-    steps = math.ceil(len(data) / plan.batch_size) * int(plan.epochs)
+    steps = math.ceil(len(data) / stage.batch_size) * int(stage.epochs)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: max(0.0, 1 - step / steps)
     )
     losses = []
     model.train()
-    for epoch in range(int(plan.epochs)):
-        order = epoch_order(data.lengths, plan.batch_size, seed, epoch, plan.length_grouping)
-        for at in range(0, len(order), plan.batch_size):
-            batch = collate(model, [data[i] for i in order[at : at + plan.batch_size]])
+    for epoch in range(int(stage.epochs)):
+        order = epoch_order(
+            data.lengths,
+            stage.batch_size,
+            seed=seed,
+            epoch=epoch,
+            length_grouping=stage.length_grouping,
+        )
+        for at in range(0, len(order), stage.batch_size):
+            batch = collate(model, [data[i] for i in order[at : at + stage.batch_size]])
             labels = batch.pop("labels")
             loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
             loss.backward()
@@ -143,13 +60,10 @@ def bare_loop(model, data, plan, seed):
     return losses
 
 
-def last_epoch_plan(**changes):
-    return TrainingPlan(
-        **{
-            **dict(epochs=2, head_learning_rate=1e-2, backbone_learning_rate=1e-3, batch_size=8),
-            **changes,
-        }
-    )
+def quick_stage(**changes):
+    "Two epochs at two learning rates."
+    start = dict(epochs=2, head_learning_rate=1e-2, backbone_learning_rate=1e-3, batch_size=8)
+    return FineTune(**start | changes)
 
 
 def test_agrees_with_a_bare_loop(tmp_path):
@@ -163,12 +77,12 @@ def test_agrees_with_a_bare_loop(tmp_path):
         ours,
         data,
         data,
-        last_epoch_plan(epochs=1),
+        quick_stage(epochs=1),
         seed=3,
         folder=tmp_path,
         minutes_between_checkpoints=math.inf,
     )
-    losses = bare_loop(theirs, data, last_epoch_plan(epochs=1), seed=3)
+    losses = bare_loop(theirs, data, quick_stage(epochs=1), seed=3)
     logged = [row["value"] for row in history if row["metric"] == "loss"]
     assert facts["steps"] == len(losses) == len(logged) == 3
     torch.testing.assert_close(torch.tensor(logged), torch.tensor(losses), rtol=1e-5, atol=0)
@@ -187,9 +101,9 @@ def test_accumulation_changes_nothing(tmp_path):
             model,
             data,
             data,
-            last_epoch_plan(gradient_accumulation=steps),
-            0,
-            tmp_path / str(steps),
+            quick_stage(gradient_accumulation=steps),
+            seed=0,
+            folder=tmp_path / str(steps),
             minutes_between_checkpoints=math.inf,
         )
         losses = [row["value"] for row in history if row["metric"] == "loss"]
@@ -214,7 +128,7 @@ def test_padding_does_not_change_the_loss():
 
 
 def test_best_epoch_is_kept(tmp_path, monkeypatch):
-    import lpft_nb.training.loop as fine_tuning
+    import lpft_nb.training.loop as loop
 
     scores, seen = iter([0.2, 0.9, 0.9, 0.1]), []
     model = small_model()
@@ -223,14 +137,14 @@ def test_best_epoch_is_kept(tmp_path, monkeypatch):
         seen.append(state(model))
         return dict(accuracy=next(scores), nll=1.0)
 
-    monkeypatch.setattr(fine_tuning, "validation_metrics", fake)
+    monkeypatch.setattr(loop, "validation_metrics", fake)
     _, facts = train(
         model,
         toy_data(16),
         toy_data(8, seed=1),
-        last_epoch_plan(epochs=4),
-        0,
-        tmp_path,
+        quick_stage(epochs=4),
+        seed=0,
+        folder=tmp_path,
         minutes_between_checkpoints=math.inf,
     )
     assert (facts["best_step"], facts["best_value"]) == (
@@ -248,9 +162,9 @@ def test_two_learning_rates(tmp_path):
         model,
         toy_data(16),
         toy_data(8),
-        last_epoch_plan(epochs=1, backbone_learning_rate=0.0),
-        0,
-        tmp_path,
+        quick_stage(epochs=1, backbone_learning_rate=0.0),
+        seed=0,
+        folder=tmp_path,
         minutes_between_checkpoints=math.inf,
     )
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
@@ -269,16 +183,16 @@ def test_nan_stops_with_step_and_learning_rate(tmp_path):
             model,
             toy_data(16),
             toy_data(8),
-            last_epoch_plan(),
-            0,
-            tmp_path,
+            quick_stage(),
+            seed=0,
+            folder=tmp_path,
             minutes_between_checkpoints=math.inf,
         )
 
 
 def test_divergence_stops(tmp_path):
     model = small_model()
-    plan = last_epoch_plan(
+    stage = quick_stage(
         epochs=30, head_learning_rate=50.0, backbone_learning_rate=1.0, max_gradient_norm=0
     )
     with pytest.raises(DivergenceError, match="Lower the learning rate"):
@@ -286,15 +200,15 @@ def test_divergence_stops(tmp_path):
             model,
             toy_data(40),
             toy_data(8),
-            plan,
-            0,
-            tmp_path,
+            stage,
+            seed=0,
+            folder=tmp_path,
             minutes_between_checkpoints=math.inf,
         )
 
 
 def test_divergence_in_the_last_step_is_seen_by_the_validation(tmp_path):
-    plan = last_epoch_plan(
+    stage = quick_stage(
         epochs=1,
         batch_size=16,
         head_learning_rate=1e30,
@@ -306,35 +220,35 @@ def test_divergence_in_the_last_step_is_seen_by_the_validation(tmp_path):
             small_model(),
             toy_data(16),
             toy_data(8),
-            plan,
-            0,
-            tmp_path,
+            stage,
+            seed=0,
+            folder=tmp_path,
             minutes_between_checkpoints=math.inf,
         )
 
 
 def test_batch_that_cannot_be_split():
     with pytest.raises(ValueError, match="multiple of 3"):
-        TrainingPlan(1, 1e-3, 1e-3, 8, gradient_accumulation=3).process_batch_size(1)
+        FineTune(batch_size=8, gradient_accumulation=3).process_batch_size(1)
 
 
 def test_no_checkpoint_between_an_epochs_last_step_and_its_evaluation(tmp_path, monkeypatch):
-    import lpft_nb.training.loop as fine_tuning
+    import lpft_nb.training.loop as loop
 
-    measure, seen = fine_tuning.validation_metrics, []
+    measure, seen = loop.validation_metrics, []
 
     def look(*given):  # what a kill during the evaluation would leave
         seen.append(last_checkpoint(tmp_path))
         return measure(*given)
 
-    monkeypatch.setattr(fine_tuning, "validation_metrics", look)
+    monkeypatch.setattr(loop, "validation_metrics", look)
     train(
         small_model(),
         toy_data(16),
         toy_data(8),
-        last_epoch_plan(epochs=3, batch_size=4),
-        0,
-        tmp_path,
+        quick_stage(epochs=3, batch_size=4),
+        seed=0,
+        folder=tmp_path,
         minutes_between_checkpoints=0.0,
     )
     assert [path.name for path in seen] == [
@@ -347,52 +261,59 @@ def test_no_checkpoint_between_an_epochs_last_step_and_its_evaluation(tmp_path, 
 
 @pytest.mark.parametrize("step", range(1, 12))
 def test_cut_after_any_step_ends_with_the_same_numbers(tmp_path, monkeypatch, step):
-    import lpft_nb.training.loop as fine_tuning
+    import lpft_nb.training.loop as loop
 
-    plan, data, validation = (
-        last_epoch_plan(epochs=3, batch_size=4),
+    stage, data, validation = (
+        quick_stage(epochs=3, batch_size=4),
         toy_data(16),
         toy_data(8, seed=1),
     )
     whole = small_model()
     history, facts = train(
-        whole, data, validation, plan, 0, tmp_path / "whole", minutes_between_checkpoints=math.inf
+        whole,
+        data,
+        validation,
+        stage,
+        seed=0,
+        folder=tmp_path / "whole",
+        minutes_between_checkpoints=math.inf,
     )
 
     class Cut(Exception):
         "Stands for a kill."
 
-    shown = fine_tuning.Progress.on_step_begin
+    shown = loop.ShowProgress.on_step_begin
 
     def cut(self, args, state, control, **more):
         if state.global_step == step:
             raise Cut
         return shown(self, args, state, control, **more)
 
-    monkeypatch.setattr(fine_tuning.Progress, "on_step_begin", cut)
+    monkeypatch.setattr(loop.ShowProgress, "on_step_begin", cut)
     with pytest.raises(Cut):
         train(
             small_model(),
             data,
             validation,
-            plan,
-            0,
-            tmp_path / "cut",
+            stage,
+            seed=0,
+            folder=tmp_path / "cut",
             minutes_between_checkpoints=0.0,
         )
     monkeypatch.undo()
     again = small_model()
     resumed, same = train(
-        again, data, validation, plan, 0, tmp_path / "cut", minutes_between_checkpoints=0.0
+        again,
+        data,
+        validation,
+        stage,
+        seed=0,
+        folder=tmp_path / "cut",
+        minutes_between_checkpoints=0.0,
     )
     assert resumed == history and same == facts
     for (name, a), b in zip(whole.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name
-
-
-def test_incomplete_checkpoints_are_passed_over(tmp_path):
-    (tmp_path / "checkpoint-9").mkdir()
-    assert last_checkpoint(tmp_path) is None
 
 
 # --- other processes -----------------------------------------------------------------------------------------------
@@ -474,10 +395,10 @@ def test_a_large_head_may_lose_many_nats_without_diverging():
     with pytest.raises(DivergenceError):
         check = DivergenceCheck(3)
         for step, loss in enumerate(losses):
-            check(loss, step, 1e-3)
+            check(loss, step=step, learning_rate=1e-3)
     check = DivergenceCheck(3, head_ratio=100)
     for step, loss in enumerate(losses):
-        check(loss, step, 1e-3)
+        check(loss, step=step, learning_rate=1e-3)
     with pytest.raises(DivergenceError):
         for step in range(25):
-            check(2e4, step, 1e-3)
+            check(2e4, step=step, learning_rate=1e-3)

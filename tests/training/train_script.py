@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 
-from test_loop import small_model, toy_data
+from toys import small_model, toy_data
 
-import lpft_nb.training.loop as fine_tuning
+from lpft_nb.training import loop
+from lpft_nb.training.batches import EpochSampler
+from lpft_nb.training.checkpoints import last_checkpoint
+from lpft_nb.training.stage import FineTune
 
 
 def main():
@@ -27,33 +30,40 @@ def main():
     arguments = parser.parse_args()
     model = small_model(arguments.dropout)
     training, validation = toy_data(21), toy_data(9, seed=1)
-    resumed = fine_tuning.last_checkpoint(arguments.folder)
+    resumed = last_checkpoint(arguments.folder)
     if resumed is not None:
         print("resumed from step", resumed.name.split("-")[1], flush=True)
     if arguments.pause:
-        measure = fine_tuning.validation_metrics
+        measure = loop.validation_metrics
 
         def slow(*given):
             time.sleep(arguments.pause)
             return measure(*given)
 
-        fine_tuning.validation_metrics = slow
-    plan = fine_tuning.TrainingPlan(arguments.epochs, 1e-2, 1e-3, batch_size=4)
+        loop.validation_metrics = slow
+    stage = FineTune(
+        epochs=arguments.epochs, learning_rate=1e-3, head_learning_rate=1e-2, batch_size=4
+    )
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    history, facts = fine_tuning.train(
+    history, facts = loop.train(
         model,
         training,
         validation,
-        plan,
-        0,
-        arguments.folder,
+        stage,
+        seed=0,
+        folder=arguments.folder,
         minutes_between_checkpoints=arguments.minutes,
     )
     with torch.no_grad():
         logits = model(**model.pad(validation.inputs)).logits
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    sampler = fine_tuning.EpochSampler(
-        training.lengths, 4, plan.process_batch_size(processes), processes, 0, True
+    sampler = EpochSampler(
+        training.lengths,
+        global_batch_size=4,
+        process_batch_size=stage.process_batch_size(processes),
+        processes=processes,
+        seed=0,
+        length_grouping=True,
     )
     end = dict(
         losses=torch.tensor([row["value"] for row in history if row["metric"] == "loss"]),
