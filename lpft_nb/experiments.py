@@ -13,8 +13,6 @@ __all__ = ['Lab', 'experiment', 'load_runs', 'check_metrics', 'Experiment', 'Par
 # %% ../nbs/11_experiments.ipynb #4a3278d7
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,12 +131,10 @@ def load_runs(
     runs: list[Run],  # finished ones
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # metrics and learning curves
     "Metrics and learning curves of these runs, and of no others in the folder."
-    from lpft_nb.records import load_history, load_results
+    from lpft_nb.records import load_history, load_results, read_record
 
-    with tempfile.TemporaryDirectory() as folder:
-        for run in runs:
-            shutil.copyfile(run.path, Path(folder) / run.path.name)
-        return load_results(folder), load_history(folder)
+    records = [read_record(run.path) for run in runs]
+    return load_results(records), load_history(records)
 
 
 def check_metrics(

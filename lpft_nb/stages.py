@@ -21,6 +21,7 @@ import torch
 
 from .store.cache import content_hash
 from .store.machine import World, peak_memory_bytes, reset_peak_memory, resolve
+from .store.names import METHODS as METHOD_NAMES
 from .store.names import one_of
 from .training.checkpoints import is_finished, load_stage, save_stage
 from .training.head_stages import LinearProbe
@@ -46,13 +47,7 @@ from .training.stage import set_trainable as set_trainable
 _all_ = ["LinearProbe", "FineTune", "LoRA", "ScaleHead", "TrainingStage", "set_trainable"]
 
 # %% ../nbs/10b_stages.ipynb #ff2c211a
-METHODS = {
-    "LP": ("LP",),
-    "FT": ("FT",),
-    "LP-FT": ("LP", "FT"),
-    "LoRA": ("LoRA",),
-    "LP-LoRA": ("LP", "LoRA"),
-}
+METHODS = {method: tuple(method.split("-")) for method in METHOD_NAMES}  # name -> its stages
 
 
 def method_stages(

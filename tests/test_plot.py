@@ -208,7 +208,7 @@ def test_table_shows_as_html_and_stays_text():
 def test_faults_are_named(results):
     with pytest.raises(ValueError, match=r"share a seed.*'method'"):
         plot.curves(results, "split", "value")  # two tasks in one frame
-    with pytest.raises(ValueError, match="did you mean value"):
+    with pytest.raises(ValueError, match="did you mean 'value'"):
         plot.dots_with_intervals(results, value="valeu")
     with pytest.raises(ValueError, match="no column 'seed'"):
         plot.table(results.drop(columns="seed"))

@@ -50,11 +50,10 @@ def for_method(
 
 def _looks_at(scope: str, method: str) -> bool:
     "Whether a run of the method looks at a parameter of this scope."
-    from lpft_nb.stages import METHODS
-
+    stages = method.split("-")
     if scope == "training":
-        return any(stage != "LP" for stage in METHODS[method])
-    return scope == "every" or (scope == "lora" and "LoRA" in METHODS[method])
+        return stages != ["LP"]
+    return scope == "every" or (scope == "lora" and "LoRA" in stages)
 
 
 def settings_of(
