@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from .store.cache import write_atomically
 from lpft_nb.lab.launch import (
     RunFailed as RunFailed,
     check_used as check_used,
@@ -94,7 +95,7 @@ class Lab:
                 "parameters": self.parameters.model_dump(),
                 "records": [str(run.path) for run in self.runs],
             }
-            Path(os.environ["LPFT_REPORT"]).write_text(json.dumps(used))
+            write_atomically(os.environ["LPFT_REPORT"], json.dumps(used).encode())
 
     def table(self) -> pd.DataFrame:
         "The plan as a table: method, seed, stages, steps, state."

@@ -48,6 +48,7 @@ def group_of(item) -> str:
     return mark.args[0] if mark else item.path.stem.removeprefix("test_")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     "Put each test into a group and begin with the groups that take long; the order is the same in every worker."
     for item in items:
