@@ -23,6 +23,7 @@ import pandas as pd
 
 from .named_types import Method, Seed
 from .parameters import ParameterError, Parameters
+from ..store.names import METHODS
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -50,10 +51,9 @@ def for_method(
 
 def _looks_at(scope: str, method: str) -> bool:
     "Whether a run of the method looks at a parameter of this scope."
-    stages = method.split("-")
     if scope == "training":
-        return stages != ["LP"]
-    return scope == "every" or (scope == "lora" and "LoRA" in stages)
+        return METHODS[method] != ("LP",)
+    return scope == "every" or (scope == "lora" and "LoRA" in METHODS[method])
 
 
 def settings_of(

@@ -344,7 +344,7 @@ def test_the_methods_are_those_of_the_stages():
 
     schema = parameters_schema(EXPERIMENTS["lp_ft"].parameters)["properties"]
     assert schema["methods"]["items"]["enum"] == list(stages.METHODS) == list(names.METHODS)
-    assert plot.METHODS == tuple(names.METHODS)
+    assert tuple(names.METHODS) == plot.METHODS
 
 
 def test_a_list_of_names_is_a_type():
