@@ -14,16 +14,8 @@ import pandas as pd
 import torch
 
 from .gradient_factors import KernelError, kernel_parameters
-from lpft_nb.kernel.plan import (
-    Part,
-    Plan,
-    Probe,
-    block_sizes,
-    gemm_rate,
-    gram_flops,
-    held_bytes,
-    packed,
-)
+from .packing import block_sizes, gemm_rate, gram_flops, held_bytes, packed
+from .plan import Part, Plan, Probe
 from .sides import Side
 from ..store.cache import format_size
 
