@@ -1,4 +1,4 @@
-"""How long `import lpft_nb` takes beyond `import transformers`: medians over fresh processes, one after the other.
+"""How long our imports take, by themselves or beyond `import transformers`: medians over fresh processes.
 
 .venv/bin/python benchmarks/import_time.py [repeats]
 """
@@ -10,9 +10,13 @@ import sys
 
 BASE = "import transformers; from transformers import PreTrainedModel"
 CASES = {
-    "transformers alone": "",
-    "lpft_nb": "import lpft_nb",
-    "lpft_nb.stages, .tasks, .records": "import lpft_nb.stages, lpft_nb.tasks, lpft_nb.records",
+    "lpft_nb": ("", "import lpft_nb"),
+    "lpft_nb.command_line": ("", "import lpft_nb.command_line"),
+    "lpft_nb, after transformers": (BASE, "import lpft_nb"),
+    "lpft_nb.stages, .tasks, .records, after transformers": (
+        BASE,
+        "import lpft_nb.stages, lpft_nb.tasks, lpft_nb.records",
+    ),
 }
 PROGRAM = """
 import time
@@ -23,9 +27,9 @@ print(time.perf_counter() - start)
 """
 
 
-def seconds(case: str) -> float:
-    """Seconds of the imports of one case in a fresh process, transformers being there already."""
-    program = PROGRAM.format(base=BASE, case=case)
+def seconds(base: str, case: str) -> float:
+    """Seconds of the imports of one case in a fresh process in which `base` has run."""
+    program = PROGRAM.format(base=base, case=case)
     return float(
         subprocess.run(
             [sys.executable, "-c", program], check=True, capture_output=True, text=True
@@ -38,7 +42,7 @@ if __name__ == "__main__":
     print(
         json.dumps(
             {
-                name: round(statistics.median(seconds(case) for _ in range(repeats)), 3)
+                name: round(statistics.median(seconds(*case) for _ in range(repeats)), 3)
                 for name, case in CASES.items()
             },
             indent=1,

@@ -13,15 +13,13 @@ __all__ = ['Lab', 'experiment', 'load_runs', 'check_metrics', 'Experiment', 'Par
 # %% ../nbs/11_experiments.ipynb #4a3278d7
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from .store.cache import write_atomically
 from lpft_nb.lab.launch import (
     RunFailed as RunFailed,
     check_used as check_used,
@@ -96,7 +94,7 @@ class Lab:
                 "parameters": self.parameters.model_dump(),
                 "records": [str(run.path) for run in self.runs],
             }
-            Path(os.environ["LPFT_REPORT"]).write_text(json.dumps(used))
+            write_atomically(os.environ["LPFT_REPORT"], json.dumps(used).encode())
 
     def table(self) -> pd.DataFrame:
         "The plan as a table: method, seed, stages, steps, state."
@@ -133,12 +131,10 @@ def load_runs(
     runs: list[Run],  # finished ones
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # metrics and learning curves
     "Metrics and learning curves of these runs, and of no others in the folder."
-    from lpft_nb.records import load_history, load_results
+    from lpft_nb.records import load_history, load_results, read_record
 
-    with tempfile.TemporaryDirectory() as folder:
-        for run in runs:
-            shutil.copyfile(run.path, Path(folder) / run.path.name)
-        return load_results(folder), load_history(folder)
+    records = [read_record(run.path) for run in runs]
+    return load_results(records), load_history(records)
 
 
 def check_metrics(

@@ -7,11 +7,12 @@ __all__ = ['logger', 'EXTRA_METRICS', 'looks_like_probabilities', 'check_labels'
            'f1_per_class', 'matthews', 'warn_once', 'extra_metric', 'classification_metrics']
 
 # %% ../nbs/04_metrics.ipynb #7fdaab87
-import difflib
 import functools
 import logging
 
 import torch
+
+from .store.names import one_of
 
 logger = logging.getLogger("lpft_nb")
 
@@ -123,10 +124,7 @@ def extra_metric(
     confusion: torch.Tensor,  # (C, C) counts, rows are labels
 ) -> float:
     "A metric that only some tasks report; `f1` is that of class 1 and needs two classes."
-    if name not in EXTRA_METRICS:
-        close = difflib.get_close_matches(name, EXTRA_METRICS) or list(EXTRA_METRICS)
-        raise ValueError(f"unknown metric {name!r}: did you mean {' or '.join(close)}?")
-    if name == "matthews":
+    if one_of(name, EXTRA_METRICS, "metric") == "matthews":
         return matthews(confusion)
     if len(confusion) != 2:
         raise ValueError(f"f1 is the F1 of class 1 of two, got C = {len(confusion)}: use macro_f1")

@@ -6,6 +6,7 @@ import pandas as pd
 
 from lpft_nb.intervals import confidence_interval, interval_text
 from lpft_nb.records import load_results
+from lpft_nb.store.names import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = {"test": "in distribution", "ood/other-libraries": "out of distribution"}
@@ -32,7 +33,7 @@ def summary(results: pd.DataFrame) -> str:
         )
     )
     table = rows.groupby(["method", "split"])["value"].agg(percent).unstack("split", fill_value="")
-    order = [method for method in ("LP", "FT", "LP-FT", "LoRA", "LP-LoRA") if method in table.index]
+    order = [method for method in METHODS if method in table.index]
     table = table.loc[order, [split for split in SPLITS if split in table]].rename(columns=SPLITS)
     table.insert(0, "seeds", rows.groupby("method")["seed"].nunique())
     title = f"Accuracy in percent on {rows['task'].iloc[0]} with {rows['model'].iloc[0]}: mean ± half the 95 % interval over seeds"

@@ -42,6 +42,26 @@ atexit.register(shutil.rmtree, os.environ["LPFT_CACHE"], ignore_errors=True)
 LONGEST = ("wheel", "browser", "tangent_kernel", "experiments", "command_line", "classifier")
 
 
+MODELS = {
+    "architecture",
+    "book",
+    "embedded_model",
+    "finished_run",
+    "shared_models",
+    "small_request",
+    "tiny_checkpoint",
+    "tiny_model",
+}  # a test that asks for one of these fixtures is not quick
+BUILDERS = {"Classifier", "build_tiny_model", "run_notebook", "small_model", "stages"}
+SLOW = {"book", "command_line", "layout", "notebooks", "readme", "wheel"}
+
+
+def is_quick(item) -> bool:
+    "Whether `make check` takes this test: it needs no model, no book, no environment of its own."
+    asks_for_a_model = MODELS & set(item.fixturenames) or BUILDERS & set(vars(item.module))
+    return not asks_for_a_model and group_of(item) not in SLOW
+
+
 def group_of(item) -> str:
     "The tests of a file share its fixtures, so one worker takes them all; a mark `xdist_group` says otherwise."
     mark = item.get_closest_marker("xdist_group")
@@ -50,8 +70,10 @@ def group_of(item) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    "Put each test into a group and begin with the groups that take long; the order is the same in every worker."
+    "Mark what is quick, put each test into a group, begin with the groups that take long: alike in every worker."
     for item in items:
+        if is_quick(item):
+            item.add_marker(pytest.mark.quick)
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(group_of(item)))
     rank = {name: number for number, name in enumerate(LONGEST)}

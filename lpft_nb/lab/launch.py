@@ -22,6 +22,7 @@ import pandas as pd
 from .notebooks import find_experiment
 from .parameters import Parameter, ParameterError, Parameters
 from .runs import requested_runs, run_axes
+from ..store.cache import write_atomically
 
 
 class RunFailed(RuntimeError):
@@ -58,7 +59,7 @@ def own_kernel(
     }
     place = folder / "kernels" / "python3"
     place.mkdir(parents=True)
-    (place / "kernel.json").write_text(json.dumps(spec))
+    write_atomically(place / "kernel.json", json.dumps(spec).encode())
     before = os.environ.get("JUPYTER_PATH")
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(folder), before]))
     try:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Count', 'Positive', 'Share', 'Seed', 'Text', 'Name', 'Folder', 'Flag', 'Size', 'Method', 'Pooling', 'Device',
-           'Precision', 'Protocol', 'Free', 'Each', 'OfTraining', 'OfLoRA', 'ParameterError', 'one_of_names',
-           'method_names', 'Maybe', 'Some', 'ByMethod', 'Scope', 'named_type']
+           'Precision', 'Protocol', 'Free', 'Each', 'OfTraining', 'OfLoRA', 'ParameterError', 'one_of_names', 'Maybe',
+           'Some', 'ByMethod', 'Scope', 'named_type']
 
 # %% ../../nbs/11f_named_types.ipynb #c90a61c1
 import ast
@@ -13,7 +13,6 @@ import importlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -21,7 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ..store.cache import parse_size
-from ..store.names import did_you_mean
+from ..store.names import METHODS, did_you_mean
 
 
 class ParameterError(ValueError):
@@ -169,15 +168,7 @@ def one_of_names(
     return Annotated[str, schema, BeforeValidator(check)]
 
 
-@cache
-def method_names() -> tuple[str, ...]:
-    "The names of the training methods."
-    from lpft_nb.stages import METHODS
-
-    return tuple(METHODS)
-
-
-Method = one_of_names(method_names)
+Method = one_of_names(lambda: METHODS)
 Pooling = one_of_names(lambda: ("cls", "last", "mean"))
 Device = one_of_names(lambda: ("auto", "cpu", "cuda"))
 Precision = one_of_names(lambda: ("auto", "float32", "bfloat16"))
@@ -222,7 +213,7 @@ class ByMethod:
 
     def __class_getitem__(cls, item: Any) -> Any:
         "The type of one value or one for each method."
-        key = one_of_names(method_names, before="methods as keys: ")
+        key = one_of_names(lambda: METHODS, before="methods as keys: ")
         return Annotated[Union[item, dict[key, item]], BeforeValidator(_meaning)]  # noqa: UP007
 
 # %% ../../nbs/11f_named_types.ipynb #eac9767d

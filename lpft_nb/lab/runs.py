@@ -23,6 +23,7 @@ import pandas as pd
 
 from .named_types import Method, Seed
 from .parameters import ParameterError, Parameters
+from ..store.names import METHODS
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -50,10 +51,8 @@ def for_method(
 
 def _looks_at(scope: str, method: str) -> bool:
     "Whether a run of the method looks at a parameter of this scope."
-    from lpft_nb.stages import METHODS
-
     if scope == "training":
-        return any(stage != "LP" for stage in METHODS[method])
+        return METHODS[method] != ("LP",)
     return scope == "every" or (scope == "lora" and "LoRA" in METHODS[method])
 
 

@@ -26,6 +26,7 @@ from ..kernel_machines import IllConditionedKernel, kernel_regression
 from ..training.loop import is_head
 from ..training.measuring import encode_split, frozen_features
 from ..store.machine import peak_memory_bytes, reset_peak_memory
+from ..store.names import METHODS
 from ..linear_probe import fit_probe
 from ..classifier import logits_of, set_head
 from ..models.lora import add_lora
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from lpft_nb.tasks import Task
 
 # %% ../../nbs/27_kernel_runs.ipynb #d428833f
-STARTS = ("FT", "LP-FT", "LoRA", "LP-LoRA")
+STARTS = tuple(method for method in METHODS if method != "LP")  # LP moves no backbone
 
 
 def bring_to_start(

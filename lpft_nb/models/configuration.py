@@ -6,6 +6,8 @@
 __all__ = ['ClassifierConfig']
 
 # %% ../../nbs/02a_configuration.ipynb #b1256106
+from typing import Any
+
 from transformers import AutoConfig, PreTrainedConfig
 
 
@@ -17,30 +19,28 @@ class ClassifierConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        backbone: PreTrainedConfig
-        | dict
-        | None = None,  # the configuration of φ; None only for an empty default
-        pooling: str
-        | None = None,  # "cls", "last" or "mean"; None: chosen for the kind of backbone
-        hidden_size: int
-        | None = None,  # h, the length of a feature vector; None: the backbone's hidden size
-        max_tokens: int = 128,  # longer texts are cut; not called max_length, a name that transformers keeps for generation
+        backbone: PreTrainedConfig | dict[str, Any] | None = None,  # φ's; None: an empty default
+        pooling: str | None = None,  # "cls", "last" or "mean"; None: by the kind of backbone
+        hidden_size: int | None = None,  # h, length of a feature vector; None: the backbone's
+        max_tokens: int = 128,  # longer texts are cut
         head_bias: bool = True,  # whether the head has b
         head_dropout: float = 0.1,  # probability, on φ, in training only
-        lora: dict | None = None,  # r, alpha and targets of adapters in the backbone
-        source: dict | None = None,  # where the weights came from: id, revision, sha256
-        **kwargs,  # num_labels, id2label and whatever else PreTrainedConfig knows
+        lora: dict[str, Any] | None = None,  # r, alpha and targets of adapters in the backbone
+        source: dict[str, Any] | None = None,  # where the weights came from: id, revision, sha256
+        **kwargs: Any,  # num_labels, id2label and whatever else PreTrainedConfig knows
     ):
         if isinstance(backbone, dict):
             backbone = AutoConfig.for_model(**backbone)
+        own = getattr(backbone, "hidden_size", None)
         self.backbone = backbone
         self.pooling = pooling
-        self.hidden_size = (
-            getattr(backbone, "hidden_size", None) if hidden_size is None else hidden_size
-        )
+        self.hidden_size = own if hidden_size is None else hidden_size
         self.max_tokens = max_tokens
         self.head_bias = head_bias
         self.head_dropout = head_dropout
         self.lora = lora
         self.source = dict(source or {})
         super().__init__(**kwargs)
+
+
+AutoConfig.register(ClassifierConfig.model_type, ClassifierConfig, exist_ok=True)

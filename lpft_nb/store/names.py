@@ -44,4 +44,10 @@ def one_of(
     return value
 
 # %% ../../nbs/07b_names.ipynb #49b78d4f
-METHODS = ("LP", "FT", "LP-FT", "LoRA", "LP-LoRA")  # in the order of every table and legend
+METHODS = {
+    "LP": ("LP",),
+    "FT": ("FT",),
+    "LP-FT": ("LP", "FT"),
+    "LoRA": ("LoRA",),
+    "LP-LoRA": ("LP", "LoRA"),
+}  # the stages of each, in the order of every table and legend

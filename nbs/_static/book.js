@@ -1,5 +1,5 @@
-// Wide formulas and tables: smaller first, then a frame that scrolls and says so. Without this script they keep
-// their size; nothing here loads anything.
+// Wide formulas and tables: smaller first, then a frame that scrolls and says so. Figures lead to themselves, and a
+// figure with states gets a slider. Without this script all of them stand still; nothing here loads anything.
 (function () {
   "use strict";
   const SMALLEST_FORMULA = 0.6;
@@ -59,12 +59,32 @@
     link.append(image);
   }
 
+  // A figure with `data-live`, a list of states {x, y: […], text}: a slider moves its marks and its words.
+  function enliven(figure) {
+    const states = JSON.parse(figure.dataset.live);
+    const slider = document.createElement("input");
+    const words = document.createElement("output");
+    Object.assign(slider, { type: "range", min: 0, max: states.length - 1, value: figure.dataset.start });
+    slider.setAttribute("aria-label", figure.dataset.label);
+    function show() {
+      const state = states[slider.value];
+      figure.querySelector(".at").setAttribute("transform", "translate(" + state.x + ",0)");
+      figure.querySelectorAll(".at circle").forEach((dot, i) => dot.setAttribute("cy", state.y[i]));
+      slider.setAttribute("aria-valuetext", state.text);
+      words.textContent = state.text;
+    }
+    figure.querySelector("svg").after(slider, words);
+    slider.addEventListener("input", show);
+    show();
+  }
+
   function fitAll() {
     document.querySelectorAll("article table").forEach(fitTable);
     document.querySelectorAll("article mjx-container[display]").forEach(fitFormula);
   }
 
   function start() {
+    document.querySelectorAll("article figure[data-live]").forEach(enliven);
     document.querySelectorAll("article table").forEach(ownBox);
     document.querySelectorAll("article figure img").forEach(ownPage);
     fitAll();

@@ -332,16 +332,19 @@ def test_solvers_and_repairs_are_those_of_their_modules():
         name: parameters_schema(EXPERIMENTS[name].parameters)["properties"]
         for name in ("tangent_kernel", "calibration")
     }
-    found = schemas["tangent_kernel"]["solvers"]["items"]["enum"]
-    assert sorted(found) == sorted([*kernel_machines.SOLVERS, "rows"])
-    assert schemas["calibration"]["repairs"]["items"]["enum"] == list(temperature.METHODS)
+    solvers = schemas["tangent_kernel"]["solvers"]["items"]["enum"]
+    assert solvers == list(kernel_machines.ALL_SOLVERS)
+    assert set(solvers) == {*kernel_machines.SOLVERS, "rows"}
+    assert schemas["calibration"]["repairs"]["items"]["enum"] == list(temperature.REPAIRS)
 
 
 def test_the_methods_are_those_of_the_stages():
     from lpft_nb import plot, stages
+    from lpft_nb.store import names
 
     schema = parameters_schema(EXPERIMENTS["lp_ft"].parameters)["properties"]
-    assert schema["methods"]["items"]["enum"] == list(stages.METHODS) == list(plot.METHODS)
+    assert schema["methods"]["items"]["enum"] == list(stages.METHODS) == list(names.METHODS)
+    assert tuple(names.METHODS) == plot.METHODS
 
 
 def test_a_list_of_names_is_a_type():

@@ -18,8 +18,6 @@ def test_nbdev_export_leaves_no_difference(tmp_path):
     shutil.copytree(
         ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns("_*", ".*", "experiments")
     )
-    (tmp_path / "lpft_nb").mkdir()
-    shutil.copyfile(ROOT / "lpft_nb/__init__.py", tmp_path / "lpft_nb/__init__.py")
     done = subprocess.run(
         [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"],
         cwd=tmp_path,

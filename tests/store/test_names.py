@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpft_nb import plot
+from lpft_nb import stages as stages_face
 from lpft_nb.store.names import METHODS, close_names, did_you_mean, one_of
 
 KNOWN = ["LP", "FT", "LP-FT", "LoRA"]
@@ -42,4 +44,6 @@ def test_what_is_no_text_is_shown_as_it_came(wrong):
 
 
 def test_methods_are_named_once():
-    assert METHODS == ("LP", "FT", "LP-FT", "LoRA", "LP-LoRA")
+    assert list(METHODS) == ["LP", "FT", "LP-FT", "LoRA", "LP-LoRA"]
+    assert all(tuple(name.split("-")) == stages for name, stages in METHODS.items())
+    assert tuple(METHODS) == plot.METHODS and stages_face.METHODS is METHODS
