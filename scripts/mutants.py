@@ -272,11 +272,14 @@ def copy_tree(tree: Path) -> Path:
 def run_tests(
     tree: Path,  # a copy
     tests: Iterable[str],  # node ids below tests
+    *,
+    workers: int = 0,  # processes of pytest-xdist; 0: none
+    limit: float | None = LIMIT,  # seconds
 ) -> subprocess.CompletedProcess:
     "The tests in a process of their own, that stops at the first failure; it imports the copy."
     folders = os.pathsep.join(map(str, (tree, tree / "tests")))
     surroundings = {"PYTHONPATH": folders, "PYTHONDONTWRITEBYTECODE": "1"}
-    words = ["-q", "-x", "-p", "no:cacheprovider", "--durations=0", "--tb=short"]
+    words = ["-q", "-x", "-p", "no:cacheprovider", "--tb=short", "-n", str(workers)]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *words, *(f"tests/{test}" for test in tests)],
         cwd=tree,
@@ -284,7 +287,7 @@ def run_tests(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=LIMIT,
+        timeout=limit,
     )
 
 
@@ -354,9 +357,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(lost) or "no fault has such words", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="lpft-mutants-") as folder:
-        whole = run_tests(
-            copy_tree(Path(folder, "whole")), dict.fromkeys(t for m in chosen for t in m.tests)
-        )
+        named = dict.fromkeys(test for mutant in chosen for test in mutant.tests)
+        tree = copy_tree(Path(folder, "whole"))
+        whole = run_tests(tree, named, workers=options.workers, limit=None)
         if whole.returncode != PASSED:
             print(f"the tests fail without a fault:\n{whole.stdout}", file=sys.stderr)
             return 2
