@@ -53,7 +53,7 @@ MODELS = {
     "tiny_model",
 }  # a test that asks for one of these fixtures is not quick
 BUILDERS = {"Classifier", "build_tiny_model", "run_notebook", "small_model", "stages"}
-SLOW = {"book", "command_line", "layout", "notebooks", "readme", "wheel"}
+SLOW = {"book", "command_line", "layout", "notebooks", "package", "readme", "wheel"}
 
 
 def is_quick(item) -> bool:

@@ -790,7 +790,7 @@ def test_a_hub_model_is_fetched_as_safetensors_only(tiny_model, tmp_path, monkey
 @pytest.mark.parametrize(
     "name, hint",
     [
-        ("minlm", "did you mean the embedded 'minilm'"),
+        ("minlm", r"no embedded model \(did you mean 'minilm'\?\)"),
         ("no/such-model", "Check the name and the network"),
     ],
 )
