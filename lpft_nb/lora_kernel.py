@@ -7,24 +7,28 @@ __all__ = ['lora_model_kernels', 'projection_errors', 'failure_bound', 'expected
 
 # %% ../nbs/26_lora_kernel.ipynb #3b0de4fa
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
 from .one_step import linear_model_kernels
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 # %% ../nbs/26_lora_kernel.ipynb #a6e51cec
 def lora_model_kernels(
-    left,  # (N, inputs)
-    right,  # (M, inputs)
-    backbone,  # (h, inputs) B
-    weight,  # (C, h) V
-    down,  # (r, inputs) A
+    left: "ArrayLike",  # (N, inputs)
+    right: "ArrayLike",  # (M, inputs)
+    backbone: "ArrayLike",  # (h, inputs) B
+    weight: "ArrayLike",  # (C, h) V
+    down: "ArrayLike",  # (r, inputs) A
 ) -> tuple[torch.Tensor, torch.Tensor]:  # P and F, (N, C, M, C) float64
     "P and F of f(x) = V (B + U A) x + b at U = 0 where U, V and b are trained, equation (eq-lora-kernel)."
     left, right, weight, down = (
         torch.as_tensor(part).double() for part in (left, right, weight, down)
     )
-    head_part, _ = linear_model_kernels(left, right, backbone, weight)
+    head_part, _ = linear_model_kernels(left, right, backbone=backbone, weight=weight)
     gram = (left @ down.T) @ (right @ down.T).T
     return head_part, torch.einsum("nm,cd->ncmd", gram, weight @ weight.T)
 
@@ -34,7 +38,7 @@ def projection_errors(
     right: torch.Tensor,  # (M, inputs) float64
     rank: int,  # r
     draws: int,  # adapters to draw
-    generator: torch.Generator,
+    generator: torch.Generator,  # of the draws
     deviation: float = 1.0,  # sigma of the entries of A
 ) -> torch.Tensor:  # (draws, N, M) ⟨Ax, Ax'⟩ / (sigma² r) - ⟨x, x'⟩
     "Errors of random projections, one Gaussian A for each draw."
@@ -73,8 +77,8 @@ def expected_error(
 
 # %% ../nbs/26_lora_kernel.ipynb #f3ae4170
 def log_log_slope(
-    ranks,  # (K,) positive
-    errors,  # (K,) positive
+    ranks: "ArrayLike",  # (K,) positive
+    errors: "ArrayLike",  # (K,) positive
 ) -> tuple[float, float, float]:  # slope, and its 95 % t-interval
     "Slope of log error over log rank by least squares."
     from scipy import stats

@@ -8,13 +8,19 @@ __all__ = ['check_rate', 'check_coefficients', 'predict_step', 'predict_feature_
 
 # %% ../nbs/22a_one_step.ipynb #0e3cc106
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
 from .decomposition import apply_kernel, check_kernel
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 # %% ../nbs/22a_one_step.ipynb #08f3ab92
-def check_rate(learning_rate: float) -> float:
+def check_rate(
+    learning_rate: float,  # eta of a gradient step
+) -> float:  # the same
     "A learning rate is a finite number above zero."
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise ValueError(f"learning_rate must be a finite number > 0, got {learning_rate!r}")
@@ -22,7 +28,7 @@ def check_rate(learning_rate: float) -> float:
 
 
 def check_coefficients(
-    coefficients,  # (N, C)
+    coefficients: "ArrayLike",  # (N, C)
     examples: int,  # N
     classes: int,  # C
 ) -> torch.Tensor:  # (N, C) float64
@@ -36,8 +42,8 @@ def check_coefficients(
 
 
 def predict_step(
-    kernel,  # (M, C, N, C): P, F or their sum; N are the examples of the step
-    delta,  # (N, C) minus the gradient of each example's loss by its logits
+    kernel: "ArrayLike",  # (M, C, N, C): P, F or their sum; N are the examples of the step
+    delta: "ArrayLike",  # (N, C) minus the gradient of each example's loss by its logits
     learning_rate: float,  # eta of a step on the mean loss
 ) -> torch.Tensor:  # (M, C) predicted change of the logits
     "First-order change of logits in one gradient step, left of equation (eq-one-step)."
@@ -47,9 +53,9 @@ def predict_step(
 
 
 def predict_feature_step(
-    feature_kernel,  # (M, h, N, h): tangent kernel of the features
-    weight,  # (C, h) V
-    delta,  # (N, C)
+    feature_kernel: "ArrayLike",  # (M, h, N, h): tangent kernel of the features
+    weight: "ArrayLike",  # (C, h) V
+    delta: "ArrayLike",  # (N, C) minus the gradient of each example's loss by its logits
     learning_rate: float,  # eta of a step on the mean loss
 ) -> torch.Tensor:  # (M, h) predicted change of the features
     "First-order change of features in one gradient step, right of equation (eq-one-step)."
@@ -64,15 +70,15 @@ def predict_feature_step(
 
 # %% ../nbs/22a_one_step.ipynb #2e6b7807
 def block_spectral_norms(
-    kernel,  # (N, K, M, K): classes, or features for the kernel of the features
+    kernel: "ArrayLike",  # (N, K, M, K): classes, or features for the kernel of the features
 ) -> torch.Tensor:  # (N, M)
     "Largest singular value of the block of every pair of examples."
     return torch.linalg.matrix_norm(check_kernel(kernel).transpose(1, 2), ord=2)
 
 
 def head_norm_bound(
-    weight,  # (C, h) V
-    feature_norms,  # (N, M) `block_spectral_norms` of the kernel of the features
+    weight: "ArrayLike",  # (C, h) V
+    feature_norms: "ArrayLike",  # (N, M) `block_spectral_norms` of the kernel of the features
 ) -> torch.Tensor:  # (N, M) upper bounds on the spectral norms of F's blocks
     "Squared norm of the head times the norm of the feature kernel, left of equation (eq-head-bounds)."
     return (
@@ -82,9 +88,9 @@ def head_norm_bound(
 
 
 def feature_change_bound(
-    weight,  # (C, h) V
-    feature_norms,  # (M, N) `block_spectral_norms` of the kernel of the features
-    delta,  # (N, C)
+    weight: "ArrayLike",  # (C, h) V
+    feature_norms: "ArrayLike",  # (M, N) `block_spectral_norms` of the kernel of the features
+    delta: "ArrayLike",  # (N, C) minus the gradient of each example's loss by its logits
     learning_rate: float,  # eta of a step on the mean loss
 ) -> torch.Tensor:  # (M,) upper bounds on the length of the predicted feature change
     "Head norm times kernel norm times residual, middle of equation (eq-head-bounds)."
@@ -100,10 +106,10 @@ def feature_change_bound(
 
 # %% ../nbs/22a_one_step.ipynb #68d0f64f
 def linear_model_kernels(
-    left,  # (N, inputs)
-    right,  # (M, inputs)
-    backbone,  # (h, inputs) B
-    weight,  # (C, h) V
+    left: "ArrayLike",  # (N, inputs)
+    right: "ArrayLike",  # (M, inputs)
+    backbone: "ArrayLike",  # (h, inputs) B
+    weight: "ArrayLike",  # (C, h) V
 ) -> tuple[torch.Tensor, torch.Tensor]:  # P and F, (N, C, M, C) float64
     "P and F of f(x) = V B x + b in closed form."
     left, right, backbone, weight = (

@@ -97,7 +97,7 @@ def reliability_diagram(
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
     return table
 
-
+# %% ../nbs/40b_reliability.ipynb #8dc8ce43
 def confidence_histogram(
     axes: plt.Axes,  # where to draw
     logits: ArrayLike,  # (N, C) raw scores, never probabilities

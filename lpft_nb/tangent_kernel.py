@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'SPLITS', 'label_of', 'check_batch', 'check_request', 'check_parts', 'check_finite', 'working_copy',
-           'prepared', 'tangent_kernel', 'empty_shares', 'TangentKernel', 'LinearizedModel', 'as_matrix', 'block',
+           'prepared', 'empty_shares', 'tangent_kernel', 'TangentKernel', 'LinearizedModel', 'as_matrix', 'block',
            'trace_over_classes', 'KernelError']
 
 # %% ../nbs/21a_computing_the_kernel.ipynb #65cfd871
@@ -180,6 +180,18 @@ def prepared(
     labels = {name: label_of(name, by) for name in kernel_parameters(model)} or {"": "all"}
     return Work(model, sides, probed, labels, transform=transform, quiet=quiet), error
 
+# %% ../nbs/21a_computing_the_kernel.ipynb #62ddc456
+def empty_shares(
+    work: Work,  # the kernel to compute
+) -> dict[str, torch.Tensor]:  # share -> (NC, MC) zeros
+    "One sum for each share of F, in the model's type and on its device."
+    rows, columns = (len(side.order) * work.classes for side in (work.sides[0], work.sides[-1]))
+    weight = work.model.head.weight
+    return {
+        label: torch.zeros(rows, columns, dtype=weight.dtype, device=weight.device)
+        for label in dict.fromkeys(work.labels.values())
+    }
+
 # %% ../nbs/21a_computing_the_kernel.ipynb #83bbdccc
 def tangent_kernel(
     model: "Classifier",  # in evaluation mode; parameters with requires_grad count
@@ -234,15 +246,3 @@ def tangent_kernel(
     )
     check_finite(kernel)
     return kernel
-
-
-def empty_shares(
-    work: Work,  # the kernel to compute
-) -> dict[str, torch.Tensor]:  # share -> (NC, MC) zeros
-    "One sum for each share of F, in the model's type and on its device."
-    rows, columns = (len(side.order) * work.classes for side in (work.sides[0], work.sides[-1]))
-    weight = work.model.head.weight
-    return {
-        label: torch.zeros(rows, columns, dtype=weight.dtype, device=weight.device)
-        for label in dict.fromkeys(work.labels.values())
-    }

@@ -160,7 +160,7 @@ class AffineScaling:
             logits.dtype if logits.is_floating_point() else torch.float64
         )
 
-
+# %% ../nbs/41_temperature.ipynb #e6f4d75a
 def affine_scaling(
     logits: ArrayLike,  # (N, C) raw scores of the fitting split
     labels: ArrayLike,  # (N,) integers in 0..C-1

@@ -1,9 +1,9 @@
-"""The command line as a user calls it: a process, its output, its exit code."""
+"""The command line: what each command prints, changes and returns; as a process only where the process is the point."""
 
 import csv
 import io
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,98 +11,63 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from conftest import ROOT
-from lpft_nb import __version__, command_line
-from lpft_nb.records import read_record
+from lpft_nb import __version__
+from lpft_nb.command_line import main, parameters_of_file
+from lpft_nb.experiments import find_experiment, list_experiments, requested_runs
+from lpft_nb.records import make_record, read_record, write_record
+from lpft_nb.store.cache import cached
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    "A working folder with a toy task and a tiny random model; the cache lies there too."
-    import torch
-    from transformers import AutoModel
-
-    from conftest import WORDS, build_backbone_config, build_tokenizer
-
-    folder = tmp_path_factory.mktemp("command")
-    torch.manual_seed(0)
-    AutoModel.from_config(build_backbone_config("bert")).save_pretrained(folder / "tiny")
-    build_tokenizer().save_pretrained(folder / "tiny")
-    (folder / "toy").mkdir()
-    rows = [
-        {"text": f"{word} {other}", "label": number % 2}
-        for number, (word, other) in enumerate(zip(WORDS[:24], WORDS[24:48], strict=True))
-    ]
-    for split, part in {"train": rows[:12], "validation": rows[12:18], "test": rows[18:]}.items():
-        (folder / "toy" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
-    return folder
-
-
-def environment(place: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "LPFT_CACHE": str(place / "cache"),
-        "LPFT_RESULTS": "",
-    }
-
-
-def call(place: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "lpft_nb", *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment(place), cwd=place
-    )
-
-
-def request(**changes: str) -> list[str]:
+def words(request: dict, **changes) -> list[str]:
+    "A request as the words of a command line."
     values = {
-        "task": "toy",
-        "model": "./tiny",
-        "methods": "FT",
-        "seeds": "0",
-        "max_train": "None",
-        "max_length": "16",
-        "device": "cpu",
-    } | changes
+        name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in (request | changes).items()
+        if name != "output"
+    }
     return [word for name, value in values.items() for word in ("-p", name, value)]
 
 
-@pytest.fixture(scope="module")
-def record(place) -> Path:
-    "The record of one run made by `lpft-nb run`."
-    answer = call(place, "run", "lp_ft", *request())
-    assert answer.returncode == 0, answer.stderr
-    assert "FT: epoch 1/1" in answer.stdout and "1 records in runs/lp_ft" in answer.stdout
-    (path,) = (place / "runs" / "lp_ft").glob("*.json")
-    assert len(list((place / "runs" / "lp_ft").glob("*.ipynb"))) == 1
-    return path
+@pytest.fixture
+def runs(finished_run, tmp_path) -> Path:
+    "A copy of the folder that a finished call has left."
+    return Path(shutil.copytree(finished_run[0]["output"], tmp_path / "runs"))
 
 
-def test_help_and_version(place):
-    answer = call(place, "--help")
-    assert (
-        answer.returncode == 0
-        and "lpft-nb run lp_ft" in answer.stdout
-        and "exit codes" in answer.stdout
-    )
-    with pytest.raises(SystemExit) as ended:
-        command_line.main(["--version"])
-    assert ended.value.code == 0 and __version__
+@pytest.fixture
+def record(finished_run, runs) -> Path:
+    "The record of FT in that copy."
+    (path,) = (path for path in finished_run[2] if read_record(path)["method"] == "FT")
+    return runs / "lp_ft" / path.name
+
+
+# words
 
 
 @pytest.mark.parametrize("command", ["list", "run", "results", "cache"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
-        command_line.main([command, "--help"])
+        main([command, "--help"])
     assert ended.value.code == 0
     assert f"lpft-nb {command}" in capsys.readouterr().out
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"lpft-nb {__version__}\n"
+
+
 def test_list_names_experiments_parameters_tasks_and_models(capsys):
-    assert command_line.main(["list"]) == 0
+    assert main(["list"]) == 0
     text = capsys.readouterr().out
-    for word in ("lp_ft", "learning_rate", "docstring-topic", "docstring-kind", "minilm"):
+    for experiment in list_experiments():
+        assert f"{experiment.name}: {experiment.summary}" in text
+    for word in ("learning_rate", "docstring-topic", "docstring-kind", "minilm"):
         assert word in text
 
 
@@ -118,21 +83,22 @@ def test_list_names_experiments_parameters_tasks_and_models(capsys):
 )
 def test_wrong_usage_exits_2(words, capsys):
     with pytest.raises(SystemExit) as ended:
-        command_line.main(words)
+        main(words)
     assert ended.value.code == 2
     assert "usage: lpft-nb" in capsys.readouterr().err
 
 
 WRONG = {
     "no experiment": (["run"], "name an experiment"),
-    "unknown experiment": (["run", "lp_tf"], "lp_ft"),
-    "misspelt": (["run", "lp_ft", "-p", "sed", "3"], "did you mean seeds"),
+    "unknown experiment": (["run", "lp_tf"], "did you mean 'lp_ft'"),
+    "misspelt": (["run", "lp_ft", "-p", "sed", "3"], "did you mean 'seeds'"),
     "ill-typed": (["run", "lp_ft", "-p", "seeds", "x"], "expected list[int]"),
     "out of range": (["run", "lp_ft", "-p", "epochs", "-1"], "a positive number"),
-    "unknown method": (["run", "lp_ft", "-p", "methods", "LPFT"], "did you mean LP-FT"),
+    "unknown method": (["run", "lp_ft", "-p", "methods", "LPFT"], "did you mean 'LP-FT'"),
     "twice": (["run", "lp_ft", "-p", "seeds", "1", "-p", "seeds", "2"], "given twice: seeds"),
     "output twice": (["run", "lp_ft", "-p", "output", "a", "--output", "b"], "given twice: output"),
     "no such record": (["run", "--like", "nothing.json"], "--like nothing.json"),
+    "no such file": (["run", "lp_ft", "-f", "nothing.yaml"], "cannot read"),
     "no such folder": (["results", "nothing"], "nothing"),
     "unknown task": (
         ["run", "lp_ft", "--dry-run", "-p", "task", "docstring-topics"],
@@ -144,132 +110,208 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_parameters_exit_2_with_one_line(case, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words, message = WRONG[case]
-    assert command_line.main(words) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.startswith("lpft-nb: ") and "Traceback" not in error
-    assert list(tmp_path.iterdir()) == []
+    given, message = WRONG[case]
+    assert main(given) == 2
+    answer = capsys.readouterr()
+    assert message in answer.err and answer.err.startswith("lpft-nb: ") and answer.out == ""
+    assert "Traceback" not in answer.err and list(tmp_path.iterdir()) == []
 
 
-def test_wrong_parameters_as_a_process(place):
-    answer = call(place, "run", "lp_ft", "-p", "sed", "3")
-    assert (
-        (answer.returncode, answer.stdout) == (2, "")
-        and "did you mean seeds" in answer.stderr
-        and "Traceback" not in answer.stderr
-    )
+# plans
 
 
-def test_task_found_missing_by_the_notebook_exits_2(place):
-    answer = call(place, "run", "lp_ft", *request(task="no-such-task"), "--output", "elsewhere")
-    assert (
-        answer.returncode == 2
-        and "no-such-task" in answer.stderr
-        and "Traceback" not in answer.stderr
-    )
-    assert not list((place / "elsewhere").rglob("*.json"))
+def test_dry_run_plans_and_writes_nothing(small_request, runs, record, capsys):
+    before = sorted(runs.rglob("*"))
+    asked = words(small_request, methods=["LP", "FT"], seeds=[0, 1])
+    assert main(["run", "lp_ft", *asked, "--output", str(runs), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 4 runs to make, 1 training steps" in shown
+    assert record.stem in shown and shown.count("finished") == 2
+    assert sorted(runs.rglob("*")) == before
 
 
-def test_failing_run_exits_1(place):
-    answer = call(
-        place, "run", "lp_ft", *request(learning_rate="1e30", epochs="30"), "--output", "failing"
-    )
-    assert (
-        answer.returncode == 1
-        and "diverg" in answer.stderr.lower()
-        and "Traceback" not in answer.stderr
-    )
-    (path,) = (place / "failing" / "lp_ft").glob("*.json")
-    assert (
-        read_record(path)["status"] == "failed" and "diverg" in read_record(path)["error"].lower()
-    )
+def test_parameters_from_a_file(small_request, runs, record, tmp_path, capsys):
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(small_request | {"methods": ["LP"], "output": str(runs)}))
+    assert main(["run", "lp_ft", "-f", str(file), "-p", "methods", "FT", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert record.stem in shown and "0 of 1 runs to make" in shown
 
 
-def test_dry_run_plans_and_writes_nothing(place, record):
-    before = sorted(place.rglob("*.ipynb"))
-    answer = call(
-        place, "run", "lp_ft", *request(methods="LP,FT", seeds="0,1", epochs="1"), "--dry-run"
-    )
-    assert answer.returncode == 0, answer.stderr
-    assert "3 of 4 runs to make, 1 training steps" in answer.stdout
-    assert record.stem in answer.stdout and answer.stdout.count("finished") == 1
-    assert sorted(place.rglob("*.ipynb")) == before
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("sed: 3", "did you mean 'seeds'"), ("- a list", "name: value"), ("a: [", "cannot read")],
+)
+def test_a_file_that_is_none_exits_2(text, message, tmp_path, capsys):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    assert main(["run", "lp_ft", "-f", str(file)]) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_second_run_makes_nothing_again(place, record):
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_a_sweep_file_holds_a_right_request(path):
+    name = next((name for name in ("head_scale", "tangent_kernel") if name in path.stem), "lp_ft")
+    parameters = find_experiment(name).check(parameters_of_file(str(path)))
+    each = {"lp_ft": 5 * 5, "head_scale": 2 * 5 * 8, "tangent_kernel": 4}
+    assert len(requested_runs(parameters)) == each[name]
+
+
+# runs
+
+
+def test_second_call_makes_nothing_again(small_request, runs, record, capsys):
     before = record.stat().st_mtime_ns
-    answer = call(place, "run", "lp_ft", *request())
-    assert answer.returncode == 0 and "already there" in answer.stdout
+    assert main(["run", "lp_ft", *words(small_request), "--output", str(runs)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("already there") == 2 and f"2 records in {runs / 'lp_ft'}" in shown
     assert record.stat().st_mtime_ns == before
 
 
-def test_like_repeats_without_differences(place, record):
-    paths = ["-p", "task", "toy", "-p", "model", "./tiny"]
-    answer = call(place, "run", "--like", str(record), *paths)
-    assert answer.returncode == 0, answer.stderr + answer.stdout
-    assert " 0 differ" in answer.stdout and "largest difference is 0" in answer.stdout
-    answer = call(place, "run", "--like", str(record), *paths, "-p", "learning_rate", "1e-3")
-    assert answer.returncode == 1 and " 0 differ" not in answer.stdout
-    answer = call(place, "run", "--like", str(record), *paths, "--output", "runs")
-    assert answer.returncode == 2 and "holds this run already" in answer.stderr
+def test_like_repeats_without_differences(small_request, record, capsys):
+    like = ["run", "--like", str(record)]
+    like += words({name: small_request[name] for name in ("task", "model")})
+    assert main(like) == 0
+    shown = capsys.readouterr().out
+    assert "FT: epoch 1/1" in shown
+    assert " 0 differ" in shown and "largest difference is 0" in shown
+    assert main([*like, "-p", "learning_rate", "1e-3"]) == 1
+    assert " 0 differ" not in capsys.readouterr().out
 
 
-def test_results(place, record, capsys, monkeypatch):
+def test_like_refuses_a_folder_with_the_run_and_another_experiment(record, runs, capsys):
+    assert main(["run", "--like", str(record), "--output", str(runs)]) == 2
+    assert "holds this run already" in capsys.readouterr().err
+    assert main(["run", "head_scale", "--like", str(record)]) == 2
+    assert "is a record of lp_ft, not of head_scale" in capsys.readouterr().err
+
+
+def test_failing_run_exits_1_and_leaves_its_reason(small_request, tmp_path, capsys):
+    asked = words(small_request, methods="FT", learning_rate="1e30", epochs=30)
+    assert main(["run", "lp_ft", *asked, "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "diverg" in error.lower() and "Traceback" not in error.splitlines()[-1]
+    (path,) = (tmp_path / "lp_ft").glob("*.json")
+    failed = read_record(path)
+    assert failed["status"] == "failed" and "diverg" in failed["error"].lower()
+
+
+def test_task_found_missing_by_the_notebook_exits_2(small_request, tmp_path, capsys):
+    asked = words(small_request, task="no-such-task")
+    assert main(["run", "lp_ft", *asked, "--output", str(tmp_path)]) == 2
+    assert "no-such-task" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.json"))
+
+
+# results
+
+
+def test_results_as_csv_are_those_of_the_records(runs, record, capsys, caplog):
     (record.parent / "broken.json").write_text("{")
-    answer = call(place, "results", "runs", "--csv")
-    assert answer.returncode == 0 and "broken.json" in answer.stderr
-    rows = list(csv.DictReader(io.StringIO(answer.stdout)))
-    assert {row["run_id"] for row in rows} == {record.stem}
-    accuracy = [
+    assert main(["results", str(runs), "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert "broken.json" in caplog.text
+    wanted = ("FT", "test", "accuracy")
+    names = ("stage", "split", "metric")
+    shown = [
         float(row["value"])
         for row in rows
-        if (row["stage"], row["split"], row["metric"]) == ("FT", "test", "accuracy")
+        if row["run_id"] == record.stem and tuple(row[name] for name in names) == wanted
     ]
-    (recorded,) = [
+    recorded = [
         row["value"]
         for row in read_record(record)["metrics"]
-        if (row["stage"], row["split"], row["metric"]) == ("FT", "test", "accuracy")
+        if tuple(row[name] for name in names) == wanted
     ]
-    assert accuracy == [recorded]
-    (record.parent / "broken.json").unlink()
-    monkeypatch.chdir(place)
-    assert command_line.main(["results", "runs"]) == 0
+    assert shown == recorded and len(shown) == 1
+
+
+def test_results_are_published_and_shown(runs, record, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LPFT_RESULTS", raising=False)
+    assert main(["results", "--publish"]) == 0
+    assert (tmp_path / "results" / "lp_ft" / record.name).exists()
+    assert main(["results"]) == 0
     assert "FT" in capsys.readouterr().out
-    assert command_line.main(["results", "--publish"]) == 0
-    assert (place / "results" / "lp_ft" / record.name).exists()
-    assert command_line.main(["results"]) == 0
+    (tmp_path / "empty").mkdir()
+    assert main(["results", "empty"]) == 0
+    assert "no finished runs" in capsys.readouterr().out
 
 
-def test_cache_shows_and_clears(place, record, monkeypatch, capsys):
-    monkeypatch.setenv("LPFT_CACHE", str(place / "cache"))
-    assert command_line.main(["cache"]) == 0
-    assert "features" in capsys.readouterr().out
-    assert command_line.main(["cache", "--clear"]) == 0
-    assert "removed" in capsys.readouterr().out
-    assert not list((place / "cache").rglob("*.safetensors"))
+def test_publishing_exits_1_where_one_record_is_refused(runs, record, tmp_path, capsys):
+    target = ["--publish", "--target", str(tmp_path / "published")]
+    good = read_record(record)
+    facts = {name: good[name] for name in ("experiment", "method", "task", "model", "parameters")}
+    failed = make_record(**facts, seed=7, status="failed", error="made to fail")
+    path = write_record(failed, None, record.parent)
+    assert main(["results", str(runs), *target]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("refused") == 1 and "the run failed" in shown
+    published = {path.name for path in (tmp_path / "published").rglob("*.json")}
+    assert record.name in published and path.name not in published
+    path.unlink()
+    assert main(["results", str(runs), *target]) == 0
+    assert "refused" not in capsys.readouterr().out
 
 
-def test_interrupted_run_exits_130_and_goes_on(place):
-    command = [
-        sys.executable,
-        "-m",
-        "lpft_nb",
-        "run",
-        "lp_ft",
-        *request(methods="LP,FT", epochs="3000"),
-        "--output",
-        "stopped",
-    ]
-    heard = lambda: signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # a test run in the background would pass on that it ignores the signal
+# cache
+
+
+def test_cache_shows_and_clears(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LPFT_CACHE", str(tmp_path / "cache"))
+    cached("features", {"of": "this test"}, lambda: {"x": torch.zeros(3)})
+    assert main(["cache"]) == 0
+    shown = capsys.readouterr().out
+    assert str(tmp_path / "cache") in shown and "features" in shown and "1 entries" in shown
+    assert main(["cache", "--clear"]) == 0
+    assert "removed 1 entries" in capsys.readouterr().out
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+# processes
+
+
+def command(*given: str) -> list[str]:
+    return [sys.executable, "-m", "lpft_nb", *given]
+
+
+def call(folder: Path, *given: str) -> subprocess.CompletedProcess:
+    "`python -m lpft_nb …` of this tree."
+    return subprocess.run(
+        command(*given),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=folder,
+    )
+
+
+def test_help_as_a_process(tmp_path):
+    answer = call(tmp_path, "--help")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "lpft-nb run lp_ft" in answer.stdout and "exit codes" in answer.stdout
+
+
+def test_wrong_parameters_as_a_process(tmp_path):
+    answer = call(tmp_path, "run", "lp_ft", "-p", "sed", "3")
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert "did you mean 'seeds'" in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_interrupted_run_exits_130_and_leaves_what_was_finished(small_request, tmp_path):
+    def heard():  # a test run in the background would pass on that it ignores the signal
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    asked = words(small_request, epochs=3000)
     with subprocess.Popen(
-        command,
+        command("run", "lp_ft", *asked, "--output", "stopped"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(place),
-        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
         preexec_fn=heard,
     ) as process:
         for line in process.stdout:
@@ -279,56 +321,5 @@ def test_interrupted_run_exits_130_and_goes_on(place):
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "goes on from here" in error, error
-    (finished,) = (place / "stopped" / "lp_ft").glob("*.json")
+    (finished,) = (tmp_path / "stopped" / "lp_ft").glob("*.json")
     assert read_record(finished)["method"] == "LP"
-
-
-def test_parameters_from_a_file(place, record):
-    (place / "small.yaml").write_text(
-        "task: toy\nmodel: ./tiny\nmethods: [LP]\nseeds: [0]\nmax_length: 16\nmax_train: null\n"
-    )
-    answer = call(
-        place,
-        "run",
-        "lp_ft",
-        "-f",
-        "small.yaml",
-        "-p",
-        "methods",
-        "FT",
-        "-p",
-        "device",
-        "cpu",
-        "--dry-run",
-    )
-    assert (
-        answer.returncode == 0
-        and record.stem in answer.stdout
-        and "0 of 1 runs to make" in answer.stdout
-    ), answer.stdout + answer.stderr
-    for text, message in (("sed: 3", "sed"), ("- a list", "name: value"), (None, "cannot read")):
-        path = place / "wrong.yaml"
-        path.unlink(missing_ok=True)
-        if text:
-            path.write_text(text)
-        answer = call(place, "run", "lp_ft", "-f", "wrong.yaml")
-        assert (
-            answer.returncode == 2 and message in answer.stderr and "Traceback" not in answer.stderr
-        )
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_sweep_files_name_known_parameters(path):
-    from lpft_nb.experiments import check_parameters, find_experiment
-
-    name = next(
-        (name for name in ("head_scale", "tangent_kernel") if path.stem.startswith(name)), "lp_ft"
-    )
-    parameters = check_parameters(
-        find_experiment(name).parameters, command_line.parameters_of_file(str(path))
-    )
-    assert len(parameters["methods"]) == {"lp_ft": 5, "head_scale": 2, "tangent_kernel": 4}[name]
-    assert name == "tangent_kernel" or len(parameters["seeds"]) == 5
-    assert len(parameters.get("head_scale", [])) == (8 if name == "head_scale" else 0)

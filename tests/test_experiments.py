@@ -52,6 +52,6 @@ def test_the_face_has_what_it_had():
         "ParameterError RunFailed Parameter Experiment Run parse_parameters check_parameters "
         "read_parameters load_experiment find_experiment settings_of requested_runs stages_of "
         "load_model load_data describe_task training_steps plan_table execute make_each load_runs "
-        "own_kernel launch_name run_experiment check_used parameters_like differences surroundings"
+        "own_kernel notebook_folder plan_runs plan_experiment run_all launch_name run_experiment check_used parameters_like differences surroundings"
     ).split()
     assert [name for name in names if not hasattr(experiments, name)] == []

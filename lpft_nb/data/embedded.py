@@ -30,7 +30,7 @@ class EmbeddedTask:
     per_class: dict[str, int]  # train, validation, test, ood -> at most so many sentences a class
     largest_file: float = math.inf  # bytes; longer source files are left out
 
-
+# %% ../../nbs/01d_embedded_tasks.ipynb #00e0c756
 EMBEDDED = {
     "docstring-topic": EmbeddedTask(
         label_names=("statistics", "signal", "linear algebra", "geometry"),

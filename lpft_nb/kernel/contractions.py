@@ -149,7 +149,7 @@ def token_product(
     product = cotangent.view(n, c, t, m, c, s).mul_(given.view(n, 1, t, m, 1, s))
     return product.sum(dim=(2, 5)).view(n * c, m * c)
 
-
+# %% ../../nbs/20a_contractions.ipynb #23790024
 def add_by_tokens(
     left: list[Factors],  # one matrix's gradients on the left
     right: list[Factors] | None,  # on the right; None: the same

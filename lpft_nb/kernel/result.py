@@ -152,14 +152,8 @@ class TangentKernel:
         tensors = {"gram": self.gram} | {
             f"share/{label}": share for label, share in self.shares.items()
         }
-        text = json.dumps(
-            self.description
-            | {
-                "relative_error": self.relative_error,
-                "classes": self.classes,
-                "shares": list(self.shares),
-            }
-        )
+        own = {name: getattr(self, name) for name in ("relative_error", "classes")}
+        text = json.dumps(self.description | own | {"shares": list(self.shares)})
         return write_tensors(path, tensors, {"kind": "tangent kernel", "description": text})
 
     @classmethod

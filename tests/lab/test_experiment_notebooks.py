@@ -230,6 +230,10 @@ def plan(parameters, task):
 """
 DRAWING = """
 import matplotlib.pyplot as plt
+
+from lpft_nb.plot import use_style
+
+use_style()
 lab.make()
 rows = lab.metrics.query("final and metric == 'accuracy' and split == 'test'")
 plt.bar(rows["run_id"], rows["value"])
