@@ -41,6 +41,12 @@ def weight_files(
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        lacking = [name for name in names if not (directory / name).is_file()]
+        if lacking:
+            raise ClassifierError(
+                f"{directory.name!r} lacks {', '.join(lacking[:3])}, which {index.name} names; "
+                "the checkpoint is not whole: fetch or save it again"
+            )
         return [directory / name for name in names]
     single = directory / "model.safetensors"
     if single.is_file():
