@@ -296,7 +296,7 @@ def make_parser() -> argparse.ArgumentParser:
     cache.add_argument("--clear", action="store_true", help="remove everything")
     return parser
 
-
+# %% ../nbs/11i_command_line_in_code.ipynb #c7ceb888
 def main(arguments: list[str] | None = None) -> int:
     "Run one command; returns the exit code."
     options = make_parser().parse_args(arguments)

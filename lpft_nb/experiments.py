@@ -66,6 +66,7 @@ from lpft_nb.lab.runs import (
 if TYPE_CHECKING:
     from lpft_nb.tasks import Task
 
+# %% ../nbs/11h_experiments_in_code.ipynb #da4c4aa0
 _all_ = [
     "Experiment", "Parameter", "ParameterError", "Parameters", "Run", "RunFailed",
     "check_parameters", "check_used", "describe_task", "differences", "execute",

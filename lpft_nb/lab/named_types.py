@@ -88,7 +88,7 @@ def _within(
 
     return BeforeValidator(check)
 
-
+# %% ../../nbs/11f_named_types.ipynb #922b8270
 Count = Annotated[
     int, Field(gt=0), _within(_whole, lambda n: n > 0, "a positive number", "positive numbers")
 ]

@@ -158,7 +158,7 @@ def load_model(
     except ClassifierError as error:
         raise ParameterError(f"model={parameters['model']!r}: {error}") from error
 
-
+# %% ../../nbs/11d_runs.ipynb #73f00ed5
 def describe_task(task: "Task") -> dict[str, Any]:
     "What a record says about a task."
     names = ("name", "fingerprint", "sizes", "class_counts", "source")

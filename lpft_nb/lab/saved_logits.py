@@ -198,7 +198,7 @@ def last_logits(
         )
     return stage, logits, labels
 
-
+# %% ../../nbs/46_calibration_runs.ipynb #73f54134
 def judge(
     run: Run,  # as the experiment's plan makes it
     *,

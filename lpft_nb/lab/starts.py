@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'SHOWN', 'bring_to_start', 'drawn', 'kernel_batch', 'share_rows', 'kernel_row', 'kernel_rows',
-           'kernel_arrays', 'measure_start', 'axes_of']
+           'kernel_arrays', 'axes_of', 'measure_start']
 
 # %% ../../nbs/27_kernel_runs.ipynb #064f6b27
 import time
@@ -162,6 +162,13 @@ def kernel_arrays(
     return arrays
 
 # %% ../../nbs/27_kernel_runs.ipynb #c54f6991
+def axes_of(name: str) -> str:
+    "Names of an array's axes."
+    if name in ("heat/P", "heat/F"):
+        return "example,example"
+    return "value" if name.startswith("spectrum/") else "example"
+
+# %% ../../nbs/27_kernel_runs.ipynb #ef865f65
 def measure_start(
     run: Run,  # as the experiment's plan makes it
     *,
@@ -216,10 +223,3 @@ def measure_start(
         peak_memory_bytes=peak_memory_bytes(settings["device"]),
     )
     return write_record(record, arrays, run.path.parent, {name: axes_of(name) for name in arrays})
-
-
-def axes_of(name: str) -> str:
-    "Names of an array's axes."
-    if name in ("heat/P", "heat/F"):
-        return "example,example"
-    return "value" if name.startswith("spectrum/") else "example"

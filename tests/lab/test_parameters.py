@@ -48,7 +48,7 @@ def test_parameters_cell_is_read_as_python_reads_it(name):
         key: namespace[key] for key in declared
     }
     assert {key: one.kind for key, one in declared.items()} == namespace["__annotations__"]
-    assert all(one.help for one in declared.values())
+    assert all(0 < len(one.help) <= 60 for one in declared.values())
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
