@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-__version__ = ""  # nbdev writes the version of settings.ini here
+__version__ = "0.1.0"
 
 # %% ../nbs/07e_package.ipynb #ec5506fe
 class LazyClassifier:
