@@ -20,10 +20,10 @@ OWN_THREADS := $(foreach name,OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREA
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help check test run book bench readme clean
+.PHONY: help check test coverage mutants run book bench readme clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 11
 
 $(STAMP): constraints.txt settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,13 @@ test: $(STAMP)  ## build the book from a clean cache with two processes, run all
 	-$(BIN)/python scripts/book.py --output $(TESTED) --clean --no-run
 	LPFT_BOOK=$(TESTED) $(PYTEST)
 
+coverage: $(STAMP)  ## run all tests but those of the book, list the lines that none reaches, fail below the share in pyproject.toml
+	$(PYTEST) --ignore=tests/book --ignore=tests/project --cov --cov-report=term-missing
+
+# Not in CI: it asks whether the tests would notice a fault, a question that a change of the tests raises.
+mutants: $(STAMP)  ## put some thirty faults into a copy, one after another: the tests must catch each
+	$(ONE_THREAD) $(BIN)/python scripts/mutants.py --workers $(WORKERS)
+
 run: $(STAMP)  ## train LP, FT and LP-FT with the embedded model and texts, build the book with that run in it
 	$(OWN_THREADS) $(BIN)/lpft-nb run lp_ft -p task docstring-topic -p model minilm -p methods "LP,FT,LP-FT" -p seeds "0,1,2" -p max_train None -p epochs 5
 	$(BIN)/python scripts/book.py
@@ -57,4 +64,4 @@ readme: $(STAMP)  ## write README.md from the home page and the published record
 	$(ONE_THREAD) $(BIN)/python scripts/readme.py --write
 
 clean:  ## remove what was built; .venv and runs/ stay
-	rm -rf _build build dist nbs/_runs *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf _build build dist nbs/_runs *.egg-info .pytest_cache .hypothesis .ruff_cache .coverage

@@ -1,0 +1,372 @@
+"""Faults that the tests must see: each is put into a copy of the tree, and the tests named with it must fail there.
+
+`python scripts/mutants.py` tries all, `python scripts/mutants.py epoch kernel` those whose words hold one of these.
+Exit codes: 0 all were caught, 1 one survived, 2 the list or the tests without a fault are not in order.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("lpft_nb", "tests", "pyproject.toml")  # what a fault changes, and what must find it there
+LEFT = {".git", ".venv", "_build", "runs"}  # everything else is a link to the original
+FAILED, PASSED = 1, 0  # pytest's exit codes; any other means that it could not run the tests
+LIMIT = 300  # seconds for the tests of one fault
+
+
+class Mutant(NamedTuple):
+    "One fault."
+
+    words: str  # what goes wrong, for the table
+    file: str  # below lpft_nb
+    old: str  # a text that stands there once
+    new: str  # what stands there instead
+    tests: tuple[str, ...]  # node ids below tests, of which one at least must fail
+
+
+MUTANTS = (
+    # --- store
+    Mutant(
+        "a damaged file is believed",
+        "store/cache.py",
+        'if metadata.get("sha256") != content_hash(tensors):',
+        "if False:",
+        ("store/test_cache.py::test_a_damaged_file_is_computed_again",),
+    ),
+    Mutant(
+        "an edited record keeps its name",
+        "store/record.py",
+        'if record["run_id"] != name:',
+        "if False:",
+        ("store/test_record.py::test_a_faulty_file_is_refused_by_name_and_skipped",),
+    ),
+    Mutant(
+        "a gathered table of other records is read",
+        "store/tables.py",
+        "if known != now:",
+        "if False:",
+        ("store/test_tables.py::test_a_changed_folder_is_read_as_json",),
+    ),
+    # --- data
+    Mutant(
+        "a file is split without regard to its classes",
+        "data/splits.py",
+        "by_label.setdefault(repr(label), [])",
+        'by_label.setdefault("", [])',
+        ("test_tasks.py::test_a_single_file_is_split_stratified",),
+    ),
+    # --- models
+    Mutant(
+        "padding moves the positions of the words",
+        "models/backbones.py",
+        "(mask.long().cumsum(dim=1) - 1).clamp(min=0) + offset",
+        "torch.arange(mask.shape[1]).expand(mask.shape) + offset",
+        ("test_classifier.py::test_positions_from_mask",),
+    ),
+    Mutant(
+        "a new head without a bias keeps the old one's",
+        "models/head.py",
+        "head.bias.zero_() if bias is None else head.bias.copy_(bias)",
+        "bias is None or head.bias.copy_(bias)",
+        ("test_classifier.py::test_set_head",),
+    ),
+    # --- solvers, probe
+    Mutant(
+        "the probe's penalty counts twice",
+        "solvers/newton.py",
+        "shrinkage = problems.ridge[:, None, None]",
+        "shrinkage = 2 * problems.ridge[:, None, None]",
+        ("test_linear_probe.py::test_gradient_vanishes_and_objective_is_the_stated_one",),
+    ),
+    Mutant(
+        "of equal penalties the weakest is taken",
+        "linear_probe.py",
+        "best = accuracy.mean(dim=1).mul(1e12).round().argmax().item()",
+        "best = len(grid) - 1 - accuracy.mean(dim=1).mul(1e12).round().flip(0).argmax().item()",
+        ("test_linear_probe.py::test_ties_go_to_the_strongest_penalty_whatever_the_order",),
+    ),
+    # --- training
+    Mutant(
+        "a finished stage gives back its head only",
+        "training/checkpoints.py",
+        "for name, parameter in wanted.items():",
+        'for name, parameter in ((n, p) for n, p in wanted.items() if n.startswith("head.")):',
+        ("test_stages.py::test_a_finished_stage_comes_back_with_every_parameter",),
+    ),
+    Mutant(
+        "every epoch has the same order",
+        "training/batches.py",
+        "manual_seed(1_000_003 * seed + epoch)",
+        "manual_seed(1_000_003 * seed)",
+        ("training/test_batches.py::test_a_sampler_gives_each_epoch_the_order_of_that_epoch",),
+    ),
+    Mutant(
+        "the sampler forgets its epoch",
+        "training/batches.py",
+        "epoch=self.epoch,",
+        "epoch=0,",
+        ("training/test_batches.py::test_no_two_epochs_of_a_training_see_the_same_order",),
+    ),
+    Mutant(
+        "the last epoch is kept, not the best",
+        "training/checkpoints.py",
+        "if metrics[self.metric] > self.value:",
+        "if True:",
+        ("training/test_loop.py::test_best_epoch_is_kept",),
+    ),
+    # --- kernel
+    Mutant(
+        "the sums of another computation are gone on from",
+        "kernel/progress.py",
+        'if metadata.get("key") != key:',
+        "if False:",
+        ("kernel/test_progress.py::test_the_state_of_another_computation_is_refused",),
+    ),
+    Mutant(
+        "a contraction takes the mean over tokens",
+        "kernel/contractions.py",
+        "return product.sum(dim=(2, 5)).view(n * c, m * c)",
+        "return product.mean(dim=(2, 5)).view(n * c, m * c)",
+        ("kernel/test_contractions.py::test_matrices",),
+    ),
+    Mutant(
+        "P lacks the gradient of the bias",
+        "kernel/sides.py",
+        "return gram + 1 if",
+        "return gram if",
+        ("test_tangent_kernel.py::test_poolings_and_heads",),
+    ),
+    Mutant(
+        "a projection has the wrong size",
+        "kernel/projection.py",
+        "result.div_(self.dimension**0.5)",
+        "result.div_(self.dimension)",
+        ("kernel/test_projection.py::test_projection_is_unbiased_and_its_variance_falls",),
+    ),
+    # --- instruments
+    Mutant(
+        "the FT ratio is taken over P's part",
+        "decomposition.py",
+        "(apply_kernel(first, delta) + from_backbone).norm(dim=1)",
+        "apply_kernel(first, delta).norm(dim=1)",
+        ("test_decomposition.py::test_ft_ratio_equals_the_double_loop_also_on_new_examples",),
+    ),
+    Mutant(
+        "a confidence on an edge falls into the upper bin",
+        "binning.py",
+        "numbers -= confidence <= edges[numbers]",
+        "numbers -= confidence < edges[numbers]",
+        (
+            "test_binning.py::test_a_value_on_an_edge_belongs_to_the_lower_bin_and_zero_to_the_first",
+        ),
+    ),
+    Mutant(
+        "a repair is fitted on the split that judges it",
+        "temperature.py",
+        "fit_scaling(logits_by_split[fit_on], labels_by_split[fit_on], method)",
+        "fit_scaling(logits_by_split[judge_on[0]], labels_by_split[judge_on[0]], method)",
+        ("test_temperature.py::test_repair_fits_on_one_split_and_changes_the_others",),
+    ),
+    Mutant(
+        "a bootstrap does not look at its seed",
+        "bootstrap.py",
+        "generator, step = np.random.default_rng(seed),",
+        "generator, step = np.random.default_rng(),",
+        ("test_bootstrap.py::test_resamples_do_not_depend_on_memory",),
+    ),
+    Mutant(
+        "a conformal threshold forgets the new example",
+        "conformal.py",
+        "rank = math.ceil(round((examples + 1) * coverage, 9))",
+        "rank = math.ceil(round(examples * coverage, 9))",
+        ("test_conformal.py::test_rank_by_exact_arithmetic",),
+    ),
+    Mutant(
+        "an interval takes the one-sided quantile",
+        "intervals.py",
+        "stdtrit(n - 1, (1 + level) / 2)",
+        "stdtrit(n - 1, level)",
+        ("test_intervals.py::test_interval_is_scipys",),
+    ),
+    # --- records, drawing
+    Mutant(
+        "methods are compared by rank instead of seed by seed",
+        "records.py",
+        "[values[a][seed] - values[b][seed] for seed in seeds]",
+        "[x - y for x, y in zip(*(sorted(values[m][seeds]) for m in (a, b)), strict=True)]",
+        ("test_records.py::test_compare_is_the_paired_t_test",),
+    ),
+    Mutant(
+        "a table is bold where intervals overlap",
+        "plot.py",
+        "sign * points.loc[best, near] > sign * others[far]",
+        'sign * points.loc[best, near] > sign * others["mean"]',
+        ("test_plot.py::test_table_is_bold_only_where_intervals_separate",),
+    ),
+    # --- lab, command line
+    Mutant(
+        "an unknown parameter is ignored",
+        "lab/parameters.py",
+        "for name in requested.keys() - declared.keys()",
+        "for name in ()",
+        ("lab/test_parameters.py::test_wrong_parameters_are_named",),
+    ),
+    Mutant(
+        "a free parameter changes a run's name",
+        "lab/runs.py",
+        'return scope == "every" or',
+        'return scope in ("every", "free") or',
+        ("lab/test_runs.py::test_a_new_parameter_is_in_the_name_without_a_line_elsewhere",),
+    ),
+    Mutant(
+        "an open place is no hindrance to a verdict",
+        "lab/verdicts.py",
+        "if len(sides[side]) == len(supports)]",
+        "if len(sides[side])]",
+        (
+            "lab/test_verdicts.py::test_the_word_follows_from_all_intervals_and_turns_with_the_claim",
+        ),
+    ),
+    Mutant(
+        "publishing with refusals exits 0",
+        "command_line.py",
+        'return 1 if (outcome["outcome"] == "refused").any() else 0',
+        "return 0",
+        ("test_command_line.py::test_publishing_exits_1_where_one_record_is_refused",),
+    ),
+)
+
+
+def occurrences(
+    mutant: Mutant,
+    tree: Path = ROOT,
+) -> int:  # must be 1
+    "How often the text that a fault replaces stands in its file."
+    return (tree / "lpft_nb" / mutant.file).read_text(encoding="utf-8").count(mutant.old)
+
+
+def copy_tree(tree: Path) -> Path:
+    "Package and tests as they are now, with links to all the rest."
+    tree.mkdir()
+    for path in ROOT.iterdir():
+        if path.name not in COPIED and path.name not in LEFT:
+            (tree / path.name).symlink_to(path)
+        elif path.is_file():
+            shutil.copyfile(path, tree / path.name)
+        elif path.name in COPIED:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, tree / path.name, ignore=ignored)
+    return tree
+
+
+def run_tests(
+    tree: Path,  # a copy
+    tests: Iterable[str],  # node ids below tests
+    *,
+    workers: int = 0,  # processes of pytest-xdist; 0: none
+    limit: float | None = LIMIT,  # seconds
+) -> subprocess.CompletedProcess:
+    "The tests in a process of their own, that stops at the first failure; it imports the copy."
+    folders = os.pathsep.join(map(str, (tree, tree / "tests")))
+    surroundings = {"PYTHONPATH": folders, "PYTHONDONTWRITEBYTECODE": "1"}
+    words = ["-q", "-x", "-p", "no:cacheprovider", "--tb=short", "-n", str(workers)]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *words, *(f"tests/{test}" for test in tests)],
+        cwd=tree,
+        env=os.environ | surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=limit,
+    )
+
+
+def outcome(
+    mutant: Mutant,
+    tree: Path,  # a copy; afterwards as before
+) -> tuple[str, str]:  # caught, survived or error; what pytest said
+    "Put the fault in, run its tests, take it out."
+    file = tree / "lpft_nb" / mutant.file
+    source = file.read_text(encoding="utf-8")
+    file.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        done = run_tests(tree, mutant.tests)
+    except subprocess.TimeoutExpired:
+        return "error", f"not ready after {LIMIT} s"
+    finally:
+        file.write_text(source, encoding="utf-8")
+    return {FAILED: "caught", PASSED: "survived"}.get(done.returncode, "error"), done.stdout
+
+
+def try_all(
+    mutants: list[Mutant],
+    folder: Path,  # for copies
+    *,
+    workers: int,  # copies in use at a time
+) -> list[str]:  # outcomes, in the order of the mutants
+    "Print a line for each fault as soon as it is known."
+    trees: SimpleQueue[Path] = SimpleQueue()
+    for number in range(workers):
+        trees.put(copy_tree(folder / str(number)))
+
+    def one(mutant: Mutant) -> str:
+        tree, start = trees.get(), time.monotonic()
+        found, said = outcome(mutant, tree)
+        trees.put(tree)
+        seconds = time.monotonic() - start
+        print(f"{mutant.words:54} {mutant.file:24} {found:8} {seconds:4.0f} s", flush=True)
+        if found == "error":
+            print(said, flush=True)
+        return found
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(one, mutants))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    "Returns the exit code."
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "words", nargs="*", help="try only faults whose words or file hold one of these"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="faults tried at a time (default: 2)"
+    )
+    options = parser.parse_args(arguments)
+    chosen = [
+        mutant
+        for mutant in MUTANTS
+        if not options.words or any(w in mutant.words or w in mutant.file for w in options.words)
+    ]
+    lost = [
+        f"{m.words}: {m.old!r} must stand once in {m.file}" for m in chosen if occurrences(m) != 1
+    ]
+    if lost or not chosen:
+        print("\n".join(lost) or "no fault has such words", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="lpft-mutants-") as folder:
+        named = dict.fromkeys(test for mutant in chosen for test in mutant.tests)
+        tree = copy_tree(Path(folder, "whole"))
+        whole = run_tests(tree, named, workers=options.workers, limit=None)
+        if whole.returncode != PASSED:
+            print(f"the tests fail without a fault:\n{whole.stdout}", file=sys.stderr)
+            return 2
+        found = try_all(chosen, Path(folder), workers=options.workers)
+    print(f"{found.count('caught')} of {len(found)} faults caught")
+    return 2 if "error" in found else 1 if "survived" in found else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
