@@ -20,10 +20,10 @@ OWN_THREADS := $(foreach name,OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREA
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help check test mutants run book bench readme clean
+.PHONY: help check test coverage mutants run book bench readme clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 11
 
 $(STAMP): constraints.txt settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,6 +41,9 @@ check: $(STAMP)  ## the quick check before a commit: format, lint, types, contra
 test: $(STAMP)  ## build the book from a clean cache with two processes, run all tests with two workers
 	-$(BIN)/python scripts/book.py --output $(TESTED) --clean --no-run
 	LPFT_BOOK=$(TESTED) $(PYTEST)
+
+coverage: $(STAMP)  ## run all tests but those of the book, list the lines that none reaches, fail below the share in pyproject.toml
+	$(PYTEST) --ignore=tests/book --ignore=tests/project --cov --cov-report=term-missing
 
 # Not in CI: it asks whether the tests would notice a fault, a question that a change of the tests raises.
 mutants: $(STAMP)  ## put some thirty faults into a copy, one after another: the tests must catch each
@@ -61,4 +64,4 @@ readme: $(STAMP)  ## write README.md from the home page and the published record
 	$(ONE_THREAD) $(BIN)/python scripts/readme.py --write
 
 clean:  ## remove what was built; .venv and runs/ stay
-	rm -rf _build build dist nbs/_runs *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf _build build dist nbs/_runs *.egg-info .pytest_cache .hypothesis .ruff_cache .coverage

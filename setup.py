@@ -49,6 +49,7 @@ setup(
     ],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["lpft_nb", "lpft_nb.*"]),
+    package_data={"lpft_nb": ["py.typed"]},  # type checkers may read the annotations
     install_requires=settings["requirements"].split(),
     extras_require={extra: settings[f"{extra}_requirements"].split() for extra in EXTRAS},
     entry_points={"console_scripts": settings["console_scripts"].split()},

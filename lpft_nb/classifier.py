@@ -29,6 +29,7 @@ from .models.configuration import ClassifierConfig
 from .models.encoding import Batch, Encoded, Texts, check_length, encode_rows
 from .models.loading import fresh_config, load_backbone, load_saved, settle
 from .models.lora import inject_lora
+from .models.saving import whole_save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -292,12 +293,15 @@ class Classifier(_Loaded):
         push_to_hub: bool = False,  # send the files to repo_id as well
         **options: Any,  # repo_id, token and the like for the hub; the rest goes to transformers
     ) -> None:
-        "Write configuration, weights (safetensors) and tokenizer."
+        "Write configuration, weights (safetensors) and tokenizer; an older model there is replaced whole."
         hub = take_hub_options(options)
-        with quiet_transformers():
-            super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
-        if self.tokenizer is not None and is_main_process:
-            self.tokenizer.save_pretrained(save_directory)
+        if is_main_process:
+            with whole_save(save_directory) as staged, quiet_transformers():
+                super().save_pretrained(staged, **options)
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(staged)
+        else:  # takes part in gathering weights that several processes share
+            super().save_pretrained(save_directory, is_main_process=False, **options)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 

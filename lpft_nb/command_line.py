@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from . import __version__
-from .experiments import ParameterError, RunFailed
+from .lab.parameters import ParameterError
 
 # %% ../nbs/11i_command_line_in_code.ipynb #b0c701cf
 def show_list(options: argparse.Namespace) -> int:
@@ -300,6 +300,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     "Run one command; returns the exit code."
     options = make_parser().parse_args(arguments)
+    from lpft_nb.experiments import RunFailed
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         return options.action(options)

@@ -74,14 +74,21 @@ MUTANTS = (
         "models/backbones.py",
         "(mask.long().cumsum(dim=1) - 1).clamp(min=0) + offset",
         "torch.arange(mask.shape[1]).expand(mask.shape) + offset",
-        ("test_classifier.py::test_positions_from_mask",),
+        ("models/test_backbones.py::test_positions_from_mask",),
     ),
     Mutant(
         "a new head without a bias keeps the old one's",
         "models/head.py",
         "head.bias.zero_() if bias is None else head.bias.copy_(bias)",
         "bias is None or head.bias.copy_(bias)",
-        ("test_classifier.py::test_set_head",),
+        ("models/test_head.py::test_set_head",),
+    ),
+    Mutant(
+        "an older model's files stay beside the new ones",
+        "models/saving.py",
+        "path.is_file() and path.name not in new and belongs_to_a_model(path.name)",
+        "path.is_file() and path.name in new and belongs_to_a_model(path.name)",
+        ("models/test_saving.py::test_nothing_of_the_old_model_is_left",),
     ),
     # --- solvers, probe
     Mutant(

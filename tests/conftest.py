@@ -39,7 +39,15 @@ atexit.register(shutil.rmtree, os.environ["LPFT_CACHE"], ignore_errors=True)
 
 # --- two workers (`pytest -n 2 --dist loadgroup`)
 
-LONGEST = ("wheel", "browser", "tangent_kernel", "experiments", "command_line", "classifier")
+LONGEST = (
+    "types",
+    "wheel",
+    "browser",
+    "tangent_kernel",
+    "experiments",
+    "command_line",
+    "classifier",
+)
 
 
 MODELS = {
@@ -53,11 +61,26 @@ MODELS = {
     "tiny_model",
 }  # a test that asks for one of these fixtures is not quick
 BUILDERS = {"Classifier", "build_tiny_model", "run_notebook", "small_model", "stages"}
-SLOW = {"book", "command_line", "layout", "notebooks", "readme", "wheel"}
+SLOW = {
+    "book",
+    "command_line",
+    "embedded",
+    "experiment_notebooks",
+    "kernel_machines",
+    "layout",
+    "linear_probe",
+    "mutants",
+    "named",
+    "notebooks",
+    "package",
+    "readme",
+    "saved_logits",
+    "wheel",
+}  # groups that need a book, a data set, processes, or many seconds
 
 
 def is_quick(item) -> bool:
-    "Whether `make check` takes this test: it needs no model, no book, no environment of its own."
+    "Whether `make check` takes this test: it needs no model, no book, no data set, no environment of its own."
     asks_for_a_model = MODELS & set(item.fixturenames) or BUILDERS & set(vars(item.module))
     return not asks_for_a_model and group_of(item) not in SLOW
 

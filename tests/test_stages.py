@@ -1,4 +1,4 @@
-"""Stages: exactly what is listed moves, every architecture takes LoRA, runs repeat bit for bit and survive a kill."""
+"""Stages: exactly what is listed moves, runs repeat bit for bit and survive a kill."""
 
 import dataclasses
 import json
@@ -17,13 +17,11 @@ import lpft_nb.stages as stages
 from lpft_nb.calibration import calibration_metrics
 from lpft_nb.classifier import Classifier, features_of, logits_of
 from lpft_nb.linear_probe import fit_probe
-from lpft_nb.models.lora import add_lora, lora_targets, merge_lora
 from lpft_nb.stages import FineTune, LinearProbe, LoRA, ScaleHead, method_stages, run_stages
 from lpft_nb.tasks import load_task
 from lpft_nb.temperature import fit_temperature
 from lpft_nb.training import measuring
 
-FUSED = {"modernbert": ("Wqkv",), "gpt2": ("c_attn",), "gpt-neox": ("query_key_value",)}
 SCRIPT = Path(__file__).parent / "training" / "stages_script.py"
 QUICK = dict(epochs=2, learning_rate=1e-3, batch_size=8)
 
@@ -309,31 +307,6 @@ def test_a_second_seed_computes_neither_tokens_nor_features(task, monkeypatch):
 # --- LoRA ------------------------------------------------------------------------------------------------------------
 
 
-def test_lora_on_every_architecture(architecture, tmp_path):
-    model = build_tiny_model(architecture, num_labels=2, dtype=torch.float32)
-    batch = model.tokenize(["a good film", "the dull cat sat on the matrix"])
-    before = model(**batch).logits
-    targets = add_lora(model, r=2, alpha=2, seed=1)
-    assert targets == FUSED.get(architecture, targets) and (
-        len(targets) == 2 or architecture in FUSED
-    )
-    torch.testing.assert_close(model(**batch).logits, before, rtol=1e-6, atol=1e-7)  # B = 0
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.3)
-    trained = model(**batch).logits
-    assert not torch.allclose(trained, before)
-    model.save_pretrained(tmp_path / "saved")
-    again = Classifier.from_pretrained(tmp_path / "saved")
-    for name, value in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
-    torch.testing.assert_close(again(**batch).logits, trained, rtol=1e-6, atol=1e-7)
-    merge_lora(again)
-    torch.testing.assert_close(again(**batch).logits, trained, rtol=1e-4, atol=1e-5)
-    assert add_lora(again, r=2, alpha=2) == targets
-
-
 def test_fused_matrices_are_named_in_the_stage_table(task, capsys):
     model = build_tiny_model("gpt2", num_labels=2, dtype=torch.float32)
     result = run_stages(model, task, [LoRA(r=2, **QUICK)], device="cpu")
@@ -353,11 +326,6 @@ def test_lora_head_trains_and_comes_back(task, tmp_path):
         logits_of(Classifier.from_pretrained(tmp_path / "saved"), task.test),
         logits_of(model, task.test),
     )
-
-
-def test_no_attention_no_default_targets():
-    with pytest.raises(ValueError, match="name the modules to adapt"):
-        lora_targets(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ..store.cache import parse_size
 from ..store.names import METHODS, did_you_mean
 
 
@@ -132,6 +131,8 @@ def _flag(value: Any) -> bool:
 
 def _size(value: Any) -> str:
     "A size above zero, as it was written."
+    from lpft_nb.store.cache import parse_size  # brings PyTorch, for which `--help` does not wait
+
     text = str(value) if type(value) is int else _text(value)
     try:
         positive = parse_size(text) > 0

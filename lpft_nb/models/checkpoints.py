@@ -13,11 +13,18 @@ import hashlib
 import importlib.util
 import json
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
+
+from ..store.names import did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 logger = logging.getLogger("lpft_nb")
@@ -34,6 +41,12 @@ def weight_files(
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        lacking = [name for name in names if not (directory / name).is_file()]
+        if lacking:
+            raise ClassifierError(
+                f"{directory.name!r} lacks {', '.join(lacking[:3])}, which {index.name} names; "
+                "the checkpoint is not whole: fetch or save it again"
+            )
         return [directory / name for name in names]
     single = directory / "model.safetensors"
     if single.is_file():
@@ -104,7 +117,7 @@ def download(
     hub_id: str,  # owner/name on the hub
     revision: str | None = None,  # commit, branch or tag; None: the newest
     with_code: bool = False,  # also fetch Python files, for trust_remote_code
-    **hub_options,  # token, cache_dir and the like
+    **hub_options: Any,  # token, cache_dir and the like
 ) -> Path:  # a folder in the user's hub cache, named by the commit
     "Fetch configuration, tokenizer and safetensors of a hub model, or find them in the cache."
     from huggingface_hub import snapshot_download
@@ -119,11 +132,10 @@ def download(
             **hub_options,
         )
     except Exception as error:
-        close = get_close_matches(hub_id, EMBEDDED_MODELS, n=1, cutoff=0.6)
-        hint = f"did you mean the embedded {close[0]!r}? " if close else ""
         raise ClassifierError(
-            f"{hub_id!r} is no embedded model ({', '.join(EMBEDDED_MODELS)}), no local directory, and could not be had "
-            f"from the hub ({type(error).__name__}). {hint}Check the name and the network, or give a local directory"
+            f"{hub_id!r} is no embedded model ({did_you_mean(hub_id, EMBEDDED_MODELS)}), no local "
+            f"directory, and could not be had from the hub ({type(error).__name__}). "
+            "Check the name and the network, or give a local directory"
         ) from error
     return Path(folder)
 
@@ -147,8 +159,8 @@ HUB_OPTIONS = (
 
 
 def take_hub_options(
-    options: dict,  # keyword arguments; those meant for the hub are taken out
-) -> dict:  # the hub's, without the empty ones
+    options: dict[str, Any],  # keyword arguments; those meant for the hub are taken out
+) -> dict[str, Any]:  # the hub's, without the empty ones
     "Separate what concerns the hub from what concerns the model."
     taken = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
     return {
@@ -159,10 +171,10 @@ def take_hub_options(
 
 # %% ../../nbs/02b_checkpoints.ipynb #420830c1
 def locate(
-    name,  # an embedded name, a local directory, or a hub id
+    name: str | Path,  # an embedded name, a local directory, or a hub id
     with_code: bool = False,  # also fetch Python files, for trust_remote_code
-    **hub_options,  # revision, token, cache_dir
-) -> tuple[Path, dict]:  # the folder, and where it came from: id, revision, sha256
+    **hub_options: Any,  # revision, token, cache_dir
+) -> tuple[Path, dict[str, Any]]:  # the folder, and where it came from: id, revision, sha256
     "Turn a model's name into a folder on this machine; embedded names come first."
     if str(name) in EMBEDDED_MODELS:
         entry = EMBEDDED_MODELS[str(name)]
@@ -181,7 +193,7 @@ def locate(
 def load_config(
     directory: Path,  # a checkpoint
     trust_remote_code: bool = False,  # run Python from the checkpoint
-):  # a ClassifierConfig, or a backbone's configuration
+) -> "PreTrainedConfig":  # a ClassifierConfig, or a backbone's configuration
     "Read config.json."
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
@@ -205,7 +217,7 @@ TOKENIZER_FILES = (
 def load_tokenizer(
     directory: Path,  # a checkpoint
     trust_remote_code: bool = False,  # run Python from the checkpoint
-):  # its tokenizer with a padding token; None where the directory has none
+) -> "PreTrainedTokenizerBase | None":  # with a padding token; None where there is none
     "Load the tokenizer; where it has no padding token, lend it the end-of-text or unknown token."
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         return None
@@ -225,12 +237,10 @@ def load_tokenizer(
 
 # %% ../../nbs/02b_checkpoints.ipynb #64bc3d36
 @contextmanager
-def quiet_transformers():
+def quiet_transformers() -> Iterator[None]:
     "Keep transformers' load report and progress bar back: what is missing is an error of ours."
-    verbosity, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -242,7 +252,7 @@ def quiet_transformers():
 
 
 def refuse_incomplete(
-    report: dict,  # transformers' loading info
+    report: dict[str, Any],  # transformers' loading info
     name: str,  # for the message
 ) -> None:
     "Refuse weights that are missing or of another shape: they would be random numbers."

@@ -6,8 +6,13 @@
 __all__ = ['QUERY_AND_VALUE', 'FUSED', 'lora_targets', 'inject_lora', 'add_lora', 'merge_lora']
 
 # %% ../../nbs/09a_lora.ipynb #64cff197
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from lpft_nb.classifier import Classifier
 
 # %% ../../nbs/09a_lora.ipynb #f451436a
 QUERY_AND_VALUE = (
@@ -20,8 +25,10 @@ QUERY_AND_VALUE = (
 FUSED = ("Wqkv", "c_attn", "query_key_value")
 
 
-def lora_targets(backbone: nn.Module) -> tuple[str, ...]:
-    "The module names of query and value in a backbone, or of the one matrix that holds query, key and value."
+def lora_targets(
+    backbone: nn.Module,  # φ
+) -> tuple[str, ...]:  # last parts of module names
+    "Name query and value in a backbone, or the one matrix that holds query, key and value."
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in backbone.named_modules()
@@ -34,34 +41,41 @@ def lora_targets(backbone: nn.Module) -> tuple[str, ...]:
         if fused in names:
             return (fused,)
     raise ValueError(
-        f"no query and value matrices found in {type(backbone).__name__}; name the modules to adapt with targets=(…), e.g. among {', '.join(sorted(names))}"
+        f"no query and value matrices found in {type(backbone).__name__}; name the modules to "
+        f"adapt with targets=(…), e.g. among {', '.join(sorted(names))}"
     )
 
 # %% ../../nbs/09a_lora.ipynb #5476685f
-def inject_lora(backbone: nn.Module, r: int, alpha: float, targets: tuple[str, ...]) -> None:
-    "Place rank-r adapters, scaled by α/r, beside the target matrices of a backbone (in place; A random, B zero)."
+def inject_lora(
+    backbone: nn.Module,  # φ; changed in place
+    *,
+    r: int,  # rank
+    alpha: float,  # the correction is scaled by α/r
+    targets: tuple[str, ...],  # last parts of the names of the modules to adapt
+) -> None:
+    "Place adapters of rank r beside the target matrices of a backbone: A random, B zero."
     from peft import LoraConfig, inject_adapter_in_model
 
-    fused = [
-        m
-        for n, m in backbone.named_modules()
-        if n.rsplit(".", 1)[-1] in targets and type(m).__name__ == "Conv1D"
-    ]
+    transposed = any(
+        type(module).__name__ == "Conv1D"
+        for name, module in backbone.named_modules()
+        if name.rsplit(".", 1)[-1] in targets
+    )
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
         target_modules=list(targets),
         lora_dropout=0.0,
         bias="none",
-        fan_in_fan_out=bool(fused),
+        fan_in_fan_out=transposed,
     )
     inject_adapter_in_model(config, backbone)
 
 
 def add_lora(
-    model,  # a Classifier without adapters
-    r: int,
-    alpha: float,
+    model: "Classifier",  # without adapters; changed in place
+    r: int,  # rank
+    alpha: float,  # the correction is scaled by α/r
     targets: tuple[str, ...] | None = None,  # module names; None: query and value
     seed: int = 0,  # of A: Kaiming-uniform with a = √5, as in paper A
 ) -> tuple[str, ...]:  # the names of the adapted modules
@@ -73,14 +87,16 @@ def add_lora(
     targets = tuple(targets) if targets is not None else lora_targets(model.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_lora(model.backbone, r, alpha, targets)
+        inject_lora(model.backbone, r=r, alpha=alpha, targets=targets)
     model.backbone.train(model.training)  # new modules start in training mode
-    model.config.lora = dict(r=r, alpha=alpha, targets=list(targets))
+    model.config.lora = {"r": r, "alpha": alpha, "targets": list(targets)}
     return targets
 
 # %% ../../nbs/09a_lora.ipynb #1eacf29e
-def merge_lora(model) -> None:
-    "Add each adapter's update to its matrix and remove the adapters (in place): the same function up to rounding."
+def merge_lora(
+    model: "Classifier",  # with adapters; changed in place
+) -> None:
+    "Add each adapter's update to its matrix and remove it: the same function up to rounding."
     from peft.tuners.lora import LoraLayer
 
     if not getattr(model.config, "lora", None):

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_utils import EvalPrediction
 
-from ..models.head import HEAD_STANDARD_DEVIATION
+from ..models.head import HEAD_STANDARD_DEVIATION, cross_entropy
 from ..metrics import classification_metrics
 from ..models.checkpoints import quiet_transformers
 from ..store.machine import Progress, World
@@ -35,15 +36,12 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/09_fine_tuning.ipynb #12ed0c18
 def mean_cross_entropy(
-    outputs,  # a model output with `logits` (n, C) of this process and this accumulation step
+    outputs: SequenceClassifierOutput,  # logits (n, C) of this process and accumulation step
     labels: torch.Tensor,  # (n,) integers in [0, C), −100 = ignore
-    num_items_in_batch: "torch.Tensor | int | None" = None,  # real labels in the global batch; None: those given here
+    num_items_in_batch: torch.Tensor | int | None = None,  # labels in the global batch; None: here
 ) -> torch.Tensor:  # scalar, nats
     "Cross-entropy averaged over the examples of the whole global batch."
-    logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
-    total = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-    return total / count
+    return cross_entropy(outputs.logits, labels, ignore=IGNORED, count=num_items_in_batch)
 
 # %% ../../nbs/09_fine_tuning.ipynb #0e185d24
 def is_head(

@@ -68,7 +68,8 @@ def test_wheel_holds_the_package_and_the_experiments_and_nothing_else(wheel):
     modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("lpft_nb/**/*.py")}
     notebooks = {f"lpft_nb/_notebooks/{path.name}" for path in ROOT.glob("nbs/experiments/*.ipynb")}
     assert "lpft_nb/_notebooks/lp_ft.ipynb" in notebooks
-    assert {name for name in names if ".dist-info/" not in name} == modules | notebooks
+    typed = {"lpft_nb/py.typed"}
+    assert {name for name in names if ".dist-info/" not in name} == modules | notebooks | typed
     assert any(name.endswith("LICENSE") for name in names)
 
 
