@@ -63,6 +63,7 @@ MODELS = {
 BUILDERS = {"Classifier", "build_tiny_model", "run_notebook", "small_model", "stages"}
 SLOW = {
     "book",
+    "cache",
     "command_line",
     "embedded",
     "experiment_notebooks",
@@ -74,15 +75,17 @@ SLOW = {
     "notebooks",
     "package",
     "readme",
+    "record",
     "saved_logits",
+    "test_importing_every_module_opens_no_connection_and_needs_no_tool",
     "wheel",
-}  # groups that need a book, a data set, processes, or many seconds
+}  # groups and tests that need a book, a data set, processes, or many seconds
 
 
 def is_quick(item) -> bool:
     "Whether `make check` takes this test: it needs no model, no book, no data set, no environment of its own."
     asks_for_a_model = MODELS & set(item.fixturenames) or BUILDERS & set(vars(item.module))
-    return not asks_for_a_model and group_of(item) not in SLOW
+    return not (asks_for_a_model or {group_of(item), item.originalname} & SLOW)
 
 
 def group_of(item) -> str:
