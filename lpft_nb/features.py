@@ -6,13 +6,16 @@
 __all__ = ['check_features', 'unit_rows', 'mean_cosine', 'change_statistics', 'feature_statistics']
 
 # %% ../nbs/05a_features.ipynb #a5bfd249
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 # %% ../nbs/05a_features.ipynb #9c3b0de0
 def check_features(
-    features,  # (N, h) tensor or array of any floating type
+    features: "ArrayLike",  # (N, h) tensor or array of any floating type
     name: str = "features",  # how the error message calls it
 ) -> torch.Tensor:  # (N, h) float64, detached, on the CPU
     "Return features as float64, or raise `ValueError` for a wrong shape, NaN, infinity or a zero row."
@@ -71,8 +74,8 @@ def change_statistics(
 
 # %% ../nbs/05a_features.ipynb #c8f3351a
 def feature_statistics(
-    features: "torch.Tensor | Sequence",  # (N, h), one row an example, N >= 2
-    reference: "torch.Tensor | Sequence | None" = None,  # (N, h) of the same examples, or None
+    features: "ArrayLike",  # (N, h), one row an example, N >= 2
+    reference: "ArrayLike | None" = None,  # (N, h) of the same examples, or None
 ) -> dict[str, float]:  # mean_cosine, mean_norm; with a reference also those of `change_statistics`
     "Describe features by cosine between examples and norm; with a reference, by how far they moved."
     features = check_features(features)

@@ -7,10 +7,13 @@ __all__ = ['Interval', 'confidence_interval', 'interval_text']
 
 # %% ../nbs/08b_intervals.ipynb #6304a0fd
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 # %% ../nbs/08b_intervals.ipynb #22595e3d
 class Interval(NamedTuple):
@@ -22,7 +25,7 @@ class Interval(NamedTuple):
 
 
 def confidence_interval(
-    values,  # (n,) one value a run, n >= 1
+    values: "ArrayLike",  # (n,) one value a run, n >= 1
     level: float = 0.95,  # probability that the interval covers the true mean
 ) -> Interval:  # low and high are NaN for n = 1; all three are NaN when a value is not finite
     "Mean and Student's t-interval of independent values; raises ValueError without values."

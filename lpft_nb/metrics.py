@@ -9,10 +9,14 @@ __all__ = ['logger', 'EXTRA_METRICS', 'looks_like_probabilities', 'check_labels'
 # %% ../nbs/04_metrics.ipynb #7fdaab87
 import functools
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 
 from .store.names import one_of
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 logger = logging.getLogger("lpft_nb")
 
@@ -26,7 +30,7 @@ def looks_like_probabilities(
 
 # %% ../nbs/04_metrics.ipynb #81f13615
 def check_labels(
-    labels,  # (N,) integers, tensor or array
+    labels: "ArrayLike",  # (N,) integers, tensor or array
     rows: int,  # N that the labels must match
     classes: int,  # C; a label is in 0..C-1
 ) -> torch.Tensor:  # (N,) int64 on the CPU
@@ -50,8 +54,8 @@ def check_labels(
 
 # %% ../nbs/04_metrics.ipynb #eb29b3af
 def check_logits(
-    logits,  # (N, C) raw scores, C >= 2, tensor or array of any floating type
-    labels,  # (N,) integers in 0..C-1
+    logits: "ArrayLike",  # (N, C) raw scores, C >= 2, tensor or array of any floating type
+    labels: "ArrayLike",  # (N,) integers in 0..C-1
 ) -> tuple[
     torch.Tensor, torch.Tensor
 ]:  # logits float64 (N, C) and labels int64 (N,), both detached, on the CPU
@@ -134,8 +138,8 @@ def extra_metric(
 
 # %% ../nbs/04_metrics.ipynb #c6bd3aeb
 def classification_metrics(
-    logits,  # (N, C) raw scores, not softmax
-    labels,  # (N,) integers in 0..C-1
+    logits: "ArrayLike",  # (N, C) raw scores, not softmax
+    labels: "ArrayLike",  # (N,) integers in 0..C-1
     extra: tuple[str, ...] = (),  # "matthews" and "f1" (of class 1, two classes only)
 ) -> dict[
     str, float

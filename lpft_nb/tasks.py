@@ -46,7 +46,7 @@ PROTOCOLS = ("default", "paper")
 
 
 def load_task(
-    name_or_path: str | os.PathLike,  # a name of `list_tasks()`, a directory, or one file
+    name_or_path: str | os.PathLike[str],  # a name of `list_tasks()`, a directory, or one file
     protocol: str = "default",  # "default" or "paper": how splits are made
     label_column: str = "label",  # for your own files
     text_columns: tuple[str, ...] | str | None = None,  # for your own files; None: guess
@@ -70,7 +70,7 @@ def load_task(
 
 
 def _load_files(
-    place: str | os.PathLike,
+    place: str | os.PathLike[str],
     protocol: str,
     label_column: str,
     text_columns: tuple[str, ...] | str | None,

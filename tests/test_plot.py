@@ -188,6 +188,20 @@ def test_table_is_bold_only_where_intervals_separate(results):
     assert f"**50.0 ± {half:.1f} (3)**" in worst and worst.count("**") == 2
 
 
+@pytest.mark.parametrize(
+    ("low", "apart"), [(0.55, False), (0.6, False), (0.601, True)], ids=["inside", "touch", "apart"]
+)
+def test_the_best_has_an_interval_beyond_the_ends_of_all_others(low, apart):
+    "An interval that lies beyond another's mean alone, or touches its end, is not apart from it."
+    points = pd.DataFrame(
+        {"mean": [0.5, 0.7, 0.2], "low": [0.4, low, 0.1], "high": [0.6, 0.8, 0.3]},
+        index=["FT", "LP-FT", "LP"],
+    )
+    assert plot.best_if_separate(points) == ("LP-FT" if apart else None)
+    turned = pd.DataFrame({"mean": -points["mean"], "low": -points["high"], "high": -points["low"]})
+    assert plot.best_if_separate(turned, largest=False) == ("LP-FT" if apart else None)
+
+
 def test_table_with_one_seed_or_a_missing_cell(results):
     single = plot.table(results[(results.split == "test") & (results.seed == 0)])
     assert "±" not in single and "**" not in single and "(1)" in single

@@ -127,10 +127,10 @@ def accuracy_difference(
 # %% ../../nbs/12a_judging_first_results.ipynb #63b686a8
 def values_by_seed(
     results: pd.DataFrame,  # of `load_results`
-    method: str,
-    metric: str,
+    method: str,  # such as "LP-FT"
+    metric: str,  # such as "accuracy"
     *,
-    split: str = "test",
+    split: str = "test",  # on which it was measured
     stage: str | None = None,  # None: after the last stage
 ) -> dict[str, pd.Series]:  # task -> values by seed
     "The values of one metric of one method."
@@ -142,7 +142,7 @@ def values_by_seed(
 
 def learning_rates(
     results: pd.DataFrame,  # of `load_results`
-    method: str,
+    method: str,  # such as "LP-FT"
 ) -> dict[str, set[float | None]]:  # task -> rates
     "Learning rates of all runs of a method."
     rows = results[results["final"] & (results["method"] == method)].drop_duplicates("run_id")
@@ -153,7 +153,7 @@ def learning_rates(
 
 
 def with_rates(
-    verdict: Verdict,
+    verdict: Verdict,  # that compares two methods
     results: pd.DataFrame,  # of `load_results`
     pair: tuple[str, str],  # the methods that were compared
     tasks: Sequence[str],  # on which
@@ -197,7 +197,7 @@ def head_verdicts(
 # %% ../../nbs/12a_judging_first_results.ipynb #265b05d6
 def cosine_drift(
     results: pd.DataFrame,  # of `load_results`
-    method: str,
+    method: str,  # such as "LP-FT"
 ) -> dict[str, pd.Series]:  # task -> change by seed, with its sign
     "Mean cosine on the test set after training minus that of the pre-trained model."
     before = values_by_seed(results, "LP", "mean_cosine", stage="start")
