@@ -173,6 +173,15 @@ def _check_agreement(
             "the processes hold different models or examples; give all of them the same ones"
         )
 
+# %% ../../nbs/07a_machine.ipynb #ab05ccff
+def _takers(costs: list[float], size: int) -> list[int]:
+    "Who of `size` processes takes each part: the costliest first, each to whom has least so far."
+    loads, takers = [0.0] * size, [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        takers[index] = loads.index(min(loads))
+        loads[takers[index]] += costs[index]
+    return takers
+
 # %% ../../nbs/07a_machine.ipynb #e96127b3
 @dataclass(frozen=True)
 class World:
@@ -207,13 +216,8 @@ class World:
         costs: list[float],  # of each part, in any unit
     ) -> list:  # the parts of this process, in their order
         "The parts of this process: the costliest first, each to whom has least so far; the same division everywhere."
-        loads, mine = [0.0] * self.size, []
-        for index in sorted(range(len(parts)), key=lambda i: (-costs[i], i)):
-            taker = loads.index(min(loads))
-            loads[taker] += costs[index]
-            if taker == self.rank:
-                mine.append(index)
-        return [parts[index] for index in sorted(mine)]
+        takers = _takers(costs, self.size)
+        return [part for part, taker in zip(parts, takers, strict=True) if taker == self.rank]
 
     def sum(
         self,
