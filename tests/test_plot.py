@@ -96,6 +96,7 @@ def test_a_misspelt_method_names_the_close_ones(wrong, meant):
 
 
 def test_use_style_sets_sizes_and_importing_does_not():
+    plt.rcdefaults()  # an earlier test may have asked for the style
     before = dict(plt.rcParams)
     plot.use_style()
     assert tuple(plt.rcParams["figure.figsize"]) == (4.5, 3.0)

@@ -3,8 +3,13 @@
 import json
 import os
 import re
-import resource
+import shutil
+import sys
+import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import warm_kernels
 
 # Kernels inherit this. tqdm asks for ipywidgets at import; pages show no bars, and widgets would load scripts from elsewhere.
 NO_WIDGETS = "ignore:IProgress not found"
@@ -132,20 +137,36 @@ def allow_processes(app):
     builders.make_chunks = lambda pages, processes: longest_first(pages, processes, known)
 
 
-def seconds_of_children() -> float:
-    """CPU seconds of the processes that this one started and that have ended: kernels, and what they started."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def start_kernels(app):
+    """On `builder-inited`: kernels that have imported what chapters import, where processes can be forked."""
+    if hasattr(os, "fork"):
+        app.lpft_kernels = Path(tempfile.mkdtemp(prefix="lpft-kernels-"))
+        app.lpft_server = warm_kernels.offer(app.lpft_kernels)
+
+
+def end_kernels(app, exception):
+    """On `build-finished`: the process that forks kernels ends with its standard input."""
+    if hasattr(app, "lpft_server"):
+        app.lpft_server.communicate()
+        shutil.rmtree(app.lpft_kernels)
+
+
+def cpu_file(app) -> Path:
+    """Where the kernel of the page that is being read leaves its CPU seconds."""
+    return Path(app.outdir).parent / f"cpu-{os.getpid()}"
 
 
 def start_clock(app, docname, source):
-    """On `source-read`: note where the CPU clock of the kernels stands."""
-    app.env.lpft_clock = seconds_of_children()
+    """On `source-read`: name the file for this page's kernel."""
+    cpu_file(app).unlink(missing_ok=True)
+    os.environ[warm_kernels.CPU_FILE] = str(cpu_file(app))
 
 
 def stop_clock(app, doctree):
-    """On `doctree-read`: keep the CPU seconds of this page's kernel, which has ended."""
-    app.env.metadata[app.env.docname]["cpu"] = seconds_of_children() - app.env.lpft_clock
+    """On `doctree-read`: keep the CPU seconds of this page's kernel; one that did not end by itself has left none."""
+    path = cpu_file(app)
+    app.env.metadata[app.env.docname]["cpu"] = float(path.read_text()) if path.is_file() else 0.0
+    path.unlink(missing_ok=True)
 
 
 def write_seconds(app, exception):
@@ -172,6 +193,8 @@ def setup(app):
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", mend_accessibility, priority=900)
     app.connect("builder-inited", allow_processes, priority=900)
+    app.connect("builder-inited", start_kernels)
+    app.connect("build-finished", end_kernels)
     app.connect("source-read", start_clock)
     app.connect("doctree-read", stop_clock)
     app.connect("build-finished", write_seconds)

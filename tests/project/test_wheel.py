@@ -5,12 +5,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from email.message import Message
 from email.parser import Parser
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
 from book_build import ROOT
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 SOURCES = (
     "settings.ini",
@@ -82,12 +85,7 @@ def test_the_notebooks_in_the_wheel_are_the_experiments(wheel):
 def test_metadata_comes_from_settings(wheel):
     from constraints import EXTRAS, read_settings
 
-    settings, archive = read_settings(), zipfile.ZipFile(wheel)
-    metadata = Parser().parsestr(
-        archive.read(
-            next(name for name in archive.namelist() if name.endswith("METADATA"))
-        ).decode()
-    )
+    settings, metadata = read_settings(), metadata_of(wheel)
     assert (metadata["Name"], metadata["Version"]) == (settings["repo"], settings["version"])
     assert metadata["Requires-Python"] == f">={settings['min_python']}"
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -106,23 +104,53 @@ def test_metadata_comes_from_settings(wheel):
         }
 
 
+def required(texts: list[str], extras: set[str], found: dict) -> dict[tuple, Distribution]:
+    """What requirements lead to in the environment of the tests: {(name, extras): distribution}."""
+    for item in map(Requirement, texts):
+        wanted = item.marker is None or any(
+            item.marker.evaluate({"extra": extra}) for extra in extras or {""}
+        )
+        key = (canonicalize_name(item.name), frozenset(item.extras))
+        if wanted and key not in found:
+            found[key] = distribution(item.name)
+            required(found[key].requires or [], item.extras, found)
+    return found
+
+
+def metadata_of(wheel: Path) -> Message:
+    """The METADATA of a wheel."""
+    archive = zipfile.ZipFile(wheel)
+    name = next(name for name in archive.namelist() if name.endswith("METADATA"))
+    return Parser().parsestr(archive.read(name).decode())
+
+
+def pip_for(programs: Path) -> list:
+    """The command that lets the pip of the tests act on another environment."""
+    return [sys.executable, "-m", "pip", "--python", programs / "python"]
+
+
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """The folder of programs of an empty environment with the wheel in it."""
+    """The folder of programs of an environment that holds the wheel, what it requires, and nothing else.
+
+    The wheel is installed; what it requires is linked from the environment of the tests, where pip put it under the
+    same constraints: unpacking torch once more would take longer than all tests of this file.
+    """
     home = tmp_path_factory.mktemp("environment")
-    run([sys.executable, "-m", "venv", home])
+    run([sys.executable, "-m", "venv", "--without-pip", home])
     programs = home / "bin"
-    run(
-        [
-            programs / "python",
-            "-m",
-            "pip",
-            "install",
-            "-c",
-            ROOT / "constraints.txt",
-            f"{wheel}[offline]",
-        ]
+    site = Path(
+        run(
+            [programs / "python", "-c", "import site; print(site.getsitepackages()[0])"]
+        ).stdout.strip()
     )
+    found = required(metadata_of(wheel).get_all("Requires-Dist"), {"offline"}, {})
+    for needed in {item.name: item for item in found.values()}.values():
+        for file in needed.files:
+            if file.parts[0] != "..":  # programs stay behind: their first line names another Python
+                (site / file).parent.mkdir(parents=True, exist_ok=True)
+                (site / file).symlink_to(needed.locate_file(file))
+    run([*pip_for(programs), "install", "--no-deps", wheel])
     return programs
 
 
@@ -142,10 +170,12 @@ def clean_environment(tmp_path) -> dict[str, str]:
     }
 
 
-def test_installed_environment_is_consistent_and_has_no_tools(installed, tmp_path):
-    run([installed / "python", "-m", "pip", "check"])
+def test_installed_environment_is_consistent_and_has_no_tools(
+    installed, tmp_path, clean_environment
+):
+    run([*pip_for(installed), "check"])
     probe = "import importlib.util, lpft_nb; print([n for n in ('nbdev', 'fastcore') if importlib.util.find_spec(n)], lpft_nb.__file__)"
-    printed = run([installed / "python", "-c", probe], cwd=tmp_path).stdout
+    printed = run([installed / "python", "-c", probe], cwd=tmp_path, env=clean_environment).stdout
     assert printed.startswith("[] ") and str(ROOT / "lpft_nb") not in printed
 
 
@@ -164,5 +194,7 @@ def test_installed_command_lists_the_experiments(installed, tmp_path, clean_envi
 def test_installed_command_runs_the_experiment_with_no_checkout(
     installed, tmp_path, clean_environment
 ):
-    run([installed / "lpft-nb", "run", "lp_ft"], cwd=tmp_path, env=clean_environment, timeout=600)
+    small = ["-p", "methods", "LP,FT", "-p", "seeds", "0", "-p", "max_train", "48", "-p", "epochs", "1"]
+    command = [installed / "lpft-nb", "run", "lp_ft", *small]
+    run(command, cwd=tmp_path, env=clean_environment, timeout=600)
     assert list(tmp_path.glob("runs/**/*.ipynb")) and list(tmp_path.glob("runs/**/*.json"))
