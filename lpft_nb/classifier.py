@@ -144,7 +144,7 @@ class _Function(PreTrainedModel):
         token_type_ids: torch.Tensor | None = None,  # (N, T) 0 first text, 1 second
     ) -> torch.Tensor:  # (N, h)
         "φ of a batch; with the backbone's dropout when the module is in training mode."
-        batch = prepare_batch(self.inputs, input_ids, attention_mask, token_type_ids)
+        batch = prepare_batch(self.inputs, input_ids, attention_mask, token_type_ids=token_type_ids)
         hidden = self.backbone(**batch, **self.inputs.fixed).last_hidden_state
         return pool(hidden, batch["attention_mask"], self.config.pooling)
 
@@ -352,7 +352,7 @@ def features_of(
     batch_size: int = 64,  # examples at a time
 ) -> torch.Tensor:  # (N, h) on the CPU
     "φ of any number of examples, without dropout or gradients."
-    return _in_batches(model, data, batch_size, lambda batch: model.features(**batch))
+    return _in_batches(model, data, batch_size, compute=lambda batch: model.features(**batch))
 
 
 def logits_of(
@@ -361,4 +361,4 @@ def logits_of(
     batch_size: int = 64,  # examples at a time
 ) -> torch.Tensor:  # (N, C) raw scores on the CPU
     "f of any number of examples, without dropout or gradients."
-    return _in_batches(model, data, batch_size, lambda batch: model(**batch).logits)
+    return _in_batches(model, data, batch_size, compute=lambda batch: model(**batch).logits)

@@ -97,7 +97,7 @@ def fit_conformal(
     own = conformity_scores(logits, score, (seed, 0))[np.arange(len(labels)), labels.numpy()]
     rank = conformal_rank(len(own), coverage)
     return PredictionSets(
-        float(np.partition(own, rank - 1)[rank - 1]), score, coverage, len(own), seed
+        float(np.partition(own, rank - 1)[rank - 1]), score, coverage, examples=len(own), seed=seed
     )
 
 # %% ../nbs/42_conformal.ipynb #f0eda5b3

@@ -158,7 +158,7 @@ def experiment(
         raise ParameterError(f"run the cell `experiment` first: it defines {', '.join(missing)}")
     parameters = read_parameters(namespace)
     runs, task = planned(namespace["plan"], namespace["NAME"], parameters)
-    return Lab(namespace["NAME"], parameters, task, runs, tuple(namespace["METRICS"]))
+    return Lab(namespace["NAME"], parameters, task, runs=runs, required=tuple(namespace["METRICS"]))
 
 # %% ../nbs/11h_experiments_in_code.ipynb #af15e5ba
 def plan_experiment(

@@ -211,7 +211,7 @@ def _cross_validate_on(
         accuracy.append((right & held_out).double().sum(dim=2) / held_out.sum(dim=1))
     accuracy = torch.cat(accuracy)
     best = accuracy.mean(dim=1).mul(1e12).round().argmax().item()
-    return CrossValidation(grid, accuracy, grid[best].item(), seed)
+    return CrossValidation(grid, accuracy, grid[best].item(), seed=seed)
 
 
 def _predicted(scores: torch.Tensor) -> torch.Tensor:  # (B, N)

@@ -52,7 +52,11 @@ def solve_squared(
     values, vectors = torch.linalg.eigh(matrix)
     target = torch.nn.functional.one_hot(labels, logits.shape[1]) - logits
     weights = relaxation(
-        values.clamp(min=0), ridge, math.inf if time is None else time, len(labels), rounding
+        values.clamp(min=0),
+        ridge,
+        math.inf if time is None else time,
+        examples=len(labels),
+        rounding=rounding,
     )
     return (vectors @ (weights * (vectors.T @ target.flatten()))).reshape(logits.shape)
 

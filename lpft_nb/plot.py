@@ -239,7 +239,7 @@ def table(
         competitors = competitors.set_index(columns)
         texts = {
             point.Index: interval_text(
-                Interval(point.mean, point.low, point.high), scale, digits, point.n
+                Interval(point.mean, point.low, point.high), scale, digits, n=point.n
             )
             for point in competitors.itertuples()
         }

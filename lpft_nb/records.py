@@ -190,7 +190,7 @@ def publish(
     rows = []
     for record in read_records(source)[0]:
         try:
-            outcome, reason = _publish_one(record, source, target, largest_bytes)
+            outcome, reason = _publish_one(record, source, target, largest_bytes=largest_bytes)
         except RecordError as error:
             outcome, reason = "refused", str(error)
         rows.append({"run_id": record["run_id"], "outcome": outcome, "reason": reason})

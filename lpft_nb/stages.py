@@ -307,9 +307,9 @@ def run_stages(
             stages,
             model,
             data,
-            start_key=_run_key(model, task, data, max_length),
+            start_key=_run_key(model, task, data, max_length=max_length),
             folder=Path(output or scratch),
             extra=extra,
             processes=processes,
         )
-    return _gathered(before, endings, data, time.monotonic() - begin)
+    return _gathered(before, endings, data, seconds=time.monotonic() - begin)

@@ -107,7 +107,7 @@ def check_request(
     "Refuse what would give a wrong or an empty kernel, before any work."
     check_model(model)
     if by is not None:
-        one_of(by, [split for split in SPLITS if split], "split of F (by)", KernelError)
+        one_of(by, [split for split in SPLITS if split], "split of F (by)", error=KernelError)
     check_batch(batch_a)
     if batch_b is not None:
         check_batch(batch_b)
@@ -178,7 +178,7 @@ def prepared(
         )
         probed = probe(model, longest, transform)
     labels = {name: label_of(name, by) for name in kernel_parameters(model)} or {"": "all"}
-    return Work(model, sides, probed, labels, transform=transform, quiet=quiet), error
+    return Work(model, sides, probed, labels=labels, transform=transform, quiet=quiet), error
 
 # %% ../nbs/21a_computing_the_kernel.ipynb #62ddc456
 def empty_shares(

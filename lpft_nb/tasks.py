@@ -52,10 +52,10 @@ def load_task(
     text_columns: tuple[str, ...] | str | None = None,  # for your own files; None: guess
 ) -> Task:
     "Load a task: embedded, named (LPFT_DATA first, then the hub), or your own files; raises TaskError."
-    one_of(protocol, PROTOCOLS, "protocol", TaskError)
+    one_of(protocol, PROTOCOLS, "protocol", error=TaskError)
     name = str(name_or_path)
     if not isinstance(name_or_path, str) or name not in EMBEDDED | NAMED:
-        return _load_files(name_or_path, protocol, label_column, text_columns)
+        return _load_files(name_or_path, protocol, label_column, text_columns=text_columns)
     if text_columns is not None or label_column != "label":
         raise TaskError(
             f"{name} defines its own columns; text_columns and label_column are for directories and files."

@@ -125,7 +125,7 @@ def _candidates(
                 location.split("/")[0],
                 definition.label_names.index(label or docstring.kind),
                 _hash_order(docstring.place),
-                ranked_sentences(docstring, definition.ranks),
+                ranked=ranked_sentences(docstring, definition.ranks),
             )
             found.setdefault(_key(docstring.text), candidate)
     libraries = {location.split("/")[0] for location in locations}

@@ -267,8 +267,8 @@ def make_task(
             raise MissingColumn(
                 f"{name}/{split}: no label column {label_column!r}; found {list(columns)}. Pass label_column=."
             )
-    text_columns = _choose_text_columns(raw["train"], text_columns, label_column, name)
-    names = _label_names(raw, label_column, label_names, f"{name}/train")
+    text_columns = _choose_text_columns(raw["train"], text_columns, label_column, place=name)
+    names = _label_names(raw, label_column, label_names, place=f"{name}/train")
     made = {
         split: _make_split(
             columns,

@@ -272,7 +272,7 @@ def parts_of(
                     by_example += held
                 else:
                     by_token += held / tokens
-        parts.append(Part(names, by_token, by_example, reserve))
+        parts.append(Part(names, by_token, by_example, reserve=reserve))
     return parts
 
 # %% ../../nbs/20c_kernel_plan.ipynb #cbd0d346

@@ -186,12 +186,14 @@ def head_verdicts(
     def means(samples):
         return {task: confidence_interval(one) for task, one in samples.items()}
 
-    logs = {task: np.log10(one) for task, one in ratios("LP", "LP", "FT", "start").items()}
+    logs = {
+        task: np.log10(one) for task, one in ratios("LP", "LP", "FT", start_stage="start").items()
+    }
     return {
         "A4a": judge_range(means(logs), 1),
-        "A4b": judge_range(means(ratios("FT", "FT", "FT", "start")), 0.98, 1.02),
-        "A4c": judge_range(means(ratios("LoRA", "LoRA", "LoRA", "start")), 1.3, 2.5),
-        "A4d": judge_range(means(ratios("LP-FT", "FT", "LP-FT", "LP")), 0.95, 1.05),
+        "A4b": judge_range(means(ratios("FT", "FT", "FT", start_stage="start")), 0.98, 1.02),
+        "A4c": judge_range(means(ratios("LoRA", "LoRA", "LoRA", start_stage="start")), 1.3, 2.5),
+        "A4d": judge_range(means(ratios("LP-FT", "FT", "LP-FT", start_stage="LP")), 0.95, 1.05),
     }
 
 # %% ../../nbs/12a_judging_first_results.ipynb #265b05d6
@@ -215,14 +217,16 @@ def feature_verdicts(
         task: confidence_interval(drift["LP-FT"][task].abs() - drift["FT"][task].abs())
         for task in tasks
     }
-    found = {"A5c": with_rates(judge_sign(closer, above=False), results, ("LP-FT", "FT"), tasks)}
+    found = {
+        "A5c": with_rates(judge_sign(closer, above=False), results, ("LP-FT", "FT"), tasks=tasks)
+    }
     for part, pair in (("A5a", ("LP-FT", "FT")), ("A5b", ("LP-LoRA", "LoRA"))):
         rows = compare(
             results[results["task"].isin(tasks)], *pair, metric="feature_change", by=("task",)
         )
         moves = {row.task: (row.difference, row.low, row.high) for row in rows.itertuples()}
         verdict = judge_sign({task: moves[task] for task in tasks}, above=False)
-        found[part] = with_rates(verdict, results, pair, tasks)
+        found[part] = with_rates(verdict, results, pair, tasks=tasks)
     found["A5d"] = Verdict("not testable", "no record holds a score of class separation")
     return dict(sorted(found.items()))
 
@@ -238,13 +242,14 @@ def accuracy_verdicts(
     def verdict(other, split, places):
         pair = ("LP-FT", other)
         both = {
-            task: accuracy_difference(results, right, pair, task, split).both for task in places
+            task: accuracy_difference(results, right, pair, task=task, split=split).both
+            for task in places
         }
         return judge_sign(both, above=True)
 
     home, away = verdict("FT", "test", tasks), verdict("FT", OTHER_LIBRARIES, shifted)
     return {
-        "A12a": with_rates(home, results, ("LP-FT", "FT"), tasks),
-        "A12b": with_rates(away, results, ("LP-FT", "FT"), shifted),
+        "A12a": with_rates(home, results, ("LP-FT", "FT"), tasks=tasks),
+        "A12b": with_rates(away, results, ("LP-FT", "FT"), tasks=shifted),
         "A12c": verdict("LP", "test", tasks),
     }

@@ -90,17 +90,19 @@ def _within(
 
 # %% ../../nbs/11f_named_types.ipynb #922b8270
 Count = Annotated[
-    int, Field(gt=0), _within(_whole, lambda n: n > 0, "a positive number", "positive numbers")
+    int, Field(gt=0), _within(_whole, lambda n: n > 0, "a positive number", many="positive numbers")
 ]
 Positive = Annotated[
     float,
     Field(gt=0),
-    _within(_number, lambda x: 0 < x < math.inf, "a positive number", "positive numbers"),
+    _within(_number, lambda x: 0 < x < math.inf, "a positive number", many="positive numbers"),
 ]
 Share = Annotated[
     float,
     Field(gt=0, lt=1),
-    _within(_number, lambda x: 0 < x < 1, "a number between 0 and 1", "numbers between 0 and 1"),
+    _within(
+        _number, lambda x: 0 < x < 1, "a number between 0 and 1", many="numbers between 0 and 1"
+    ),
 ]
 Seed = Annotated[
     int,
@@ -109,7 +111,7 @@ Seed = Annotated[
         _whole,
         lambda n: 0 <= n < 2**32,
         "a number from 0 to 2³² − 1",
-        "numbers from 0 to 2³² − 1",
+        many="numbers from 0 to 2³² − 1",
     ),
 ]
 

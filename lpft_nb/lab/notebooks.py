@@ -117,8 +117,8 @@ def load_experiment(
         for cell in cells
         if cell["cell_type"] == "code"
     ]
-    parameters = _tagged(code, "parameters", 0, path.name)
-    script = _tagged(code, "experiment", 1, path.name)
+    parameters = _tagged(code, "parameters", 0, where=path.name)
+    script = _tagged(code, "experiment", 1, where=path.name)
     literals, imports = read_script(script, path.name)
     if literals.get("NAME") != path.stem:
         raise ParameterError(f"{path.name}: expected NAME = {path.stem!r} in the cell `experiment`")

@@ -56,7 +56,9 @@ def parse_parameters(
         kind = str(node.annotation.value) if quoted else ast.unparse(node.annotation)
         rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
         name, help = node.target.id, rest.partition("#")[2].strip()
-        found[name] = Parameter(name, kind, ast.literal_eval(node.value), help, imported or {})
+        found[name] = Parameter(
+            name, kind, ast.literal_eval(node.value), help=help, imported=imported or {}
+        )
     return found
 
 # %% ../../nbs/11c_parameters.ipynb #c73e2e30

@@ -309,7 +309,7 @@ def execute(
     )
     arrays = {name: array for name, array in result.arrays.items() if not name.endswith("/train")}
     axes = {name: "example" for name in arrays if name.startswith("labels/")}
-    path = write_record(record, arrays, run.path.parent, axes)
+    path = write_record(record, arrays, run.path.parent, axes=axes)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return path
 

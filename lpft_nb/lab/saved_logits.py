@@ -126,7 +126,7 @@ def interval_rows(
         for side in ("low", "high")
         for name, value in table[side].items()
     }
-    return metric_rows(stage, split, values, suffix) + metric_rows(stage, split, bounds)
+    return metric_rows(stage, split, values, suffix=suffix) + metric_rows(stage, split, bounds)
 
 
 def repaired_rows(
@@ -135,7 +135,7 @@ def repaired_rows(
     "Rows before and after every repair; for each repair why it could not be fitted, or ''."
     rows, reasons = [], {}
     for split in logits:
-        rows += interval_rows(stage, split, logits[split], labels[split], settings)
+        rows += interval_rows(stage, split, logits[split], labels=labels[split], settings=settings)
     for method in settings["repairs"]:
         scaling, reasons[method] = fit_or_reason(logits[FITTED_ON], labels[FITTED_ON], method)
         if method == "temperature":
@@ -144,7 +144,14 @@ def repaired_rows(
             )
         for split in [name for name in logits if name not in UNSEEN]:
             scaled = scaling.apply(logits[split]) if scaling else logits[split]
-            after = interval_rows(stage, split, scaled, labels[split], settings, f"_after_{method}")
+            after = interval_rows(
+                stage,
+                split,
+                scaled,
+                labels=labels[split],
+                settings=settings,
+                suffix=f"_after_{method}",
+            )
             rows += after if scaling else [row | {"value": float("nan")} for row in after]
     return rows, reasons
 
@@ -158,7 +165,7 @@ def head_factor_rows(
         for factor in settings["head_factors"]:
             values = calibration_metrics(factor * logits[split], labels[split], settings["bins"])
             kept = {name: values[name] for name in ("ece", "nll", "overconfidence")}
-            rows += metric_rows(stage, split, kept, f"_head_times_{factor:g}")
+            rows += metric_rows(stage, split, kept, suffix=f"_head_times_{factor:g}")
     return rows
 
 # %% ../../nbs/46_calibration_runs.ipynb #a1043007
@@ -211,8 +218,8 @@ def judge(
     (name,) = run.settings["source"]
     source = read_record(next(iter(sorted(folder.rglob(f"{name}.json")))))
     stage, logits, labels = last_logits(source, folder)
-    rows, reasons = repaired_rows(stage, logits, labels, run.settings)
-    rows += head_factor_rows(stage, logits, labels, run.settings)
+    rows, reasons = repaired_rows(stage, logits, labels, settings=run.settings)
+    rows += head_factor_rows(stage, logits, labels, settings=run.settings)
     rows += [
         row
         for row in copied_rows(source, stage)

@@ -125,7 +125,9 @@ def kernel_rows(
     solvers: list[str],  # of kernel regression
 ) -> list[dict]:  # stage, split, metric, value
     "What P, F and P + F say about the training examples, and how well each predicts; condition numbers are rows too."
-    statistics = kernel_statistics(kernel.pretrain_effective, kernel.ft_effective, delta, labels)
+    statistics = kernel_statistics(
+        kernel.pretrain_effective, kernel.ft_effective, delta, labels=labels
+    )
     rows = [
         kernel_row("train", f"{row.kernel}/{row.statistic}", float(row.value))
         for row in statistics.itertuples()
@@ -137,7 +139,9 @@ def kernel_rows(
     for solver in solvers:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IllConditionedKernel)
-            found = kernel_regression(sides[0], labels, sides[1], test_labels, solver)
+            found = kernel_regression(
+                sides[0], labels, sides[1], cross_labels=test_labels, solver=solver
+            )
         rows += [
             kernel_row(row.split, f"{row.kernel}/{solver}_{row.metric}", float(row.value))
             for row in found.itertuples()
@@ -181,7 +185,7 @@ def measure_start(
     settings, started = run.settings, time.monotonic()
     reset_peak_memory(settings["device"])
     model = load_model(settings, task, run.seed)
-    bring_to_start(model, run.method, task, settings, run.seed)
+    bring_to_start(model, run.method, task, settings=settings, seed=run.seed)
     model.to(settings["device"])
     train, labels, places = kernel_batch(
         model,
@@ -222,4 +226,6 @@ def measure_start(
         wall_seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(settings["device"]),
     )
-    return write_record(record, arrays, run.path.parent, {name: axes_of(name) for name in arrays})
+    return write_record(
+        record, arrays, run.path.parent, axes={name: axes_of(name) for name in arrays}
+    )

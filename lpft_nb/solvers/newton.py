@@ -159,7 +159,7 @@ class Problems:
 
     def take(self, rows: torch.Tensor) -> "Problems":
         return Problems(
-            self.weights[rows], self.ridge[rows], self.coefficients[rows], self.scores[rows]
+            self.weights[rows], self.ridge[rows], self.coefficients[rows], scores=self.scores[rows]
         )
 
     def put(self, rows: torch.Tensor, part: "Problems") -> None:
@@ -303,7 +303,7 @@ def minimise(
         weights,
         ridge,
         torch.zeros(*size, design.matrix.shape[1], dtype=torch.float64),
-        torch.zeros(*size, len(design.matrix), dtype=torch.float64),
+        scores=torch.zeros(*size, len(design.matrix), dtype=torch.float64),
     )
     active, iterations = torch.arange(len(ridge)), torch.zeros(len(ridge), dtype=torch.int64)
     norms = torch.zeros(len(ridge), dtype=torch.float64)

@@ -308,7 +308,7 @@ def cached(
             f"expected that compute returns a dictionary of tensors, got {type(result).__name__}."
         )
     tensors = _own_copies(result)
-    _store(path, question, tensors, limit)
+    _store(path, question, tensors, limit=limit)
     return tensors
 
 # %% ../../nbs/07_cache.ipynb #efee8fb7

@@ -66,6 +66,9 @@ def calibration_rows(
         scaled = scaling.apply(logits[split].double()) if scaling else logits[split]
         values = calibration_metrics(scaled, labels[split])
         rows += metric_rows(
-            stage, split, values if scaling else dict.fromkeys(values, math.nan), AFTER_TEMPERATURE
+            stage,
+            split,
+            values if scaling else dict.fromkeys(values, math.nan),
+            suffix=AFTER_TEMPERATURE,
         )
     return rows, reason

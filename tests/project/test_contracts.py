@@ -1,5 +1,6 @@
 """Which module may import which: the contracts of pyproject.toml, kept by the package and broken by planted imports."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -59,3 +60,47 @@ def test_module_is_short(path):
     if path.name != "_modidx.py":  # nbdev's index
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= LONGEST_MODULE, f"{lines} lines: split the chapter, one module each"
+
+
+POSITIONAL = 3  # arguments that a call may pass by position
+
+
+def long_calls(code: str, own: set[str]) -> list[str]:
+    """The calls of this package's functions and classes in `code` that pass more arguments by position than that."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    names = [getattr(call.func, "id", getattr(call.func, "attr", None)) for call in calls]
+    return [
+        ast.unparse(call)
+        for call, name in zip(calls, names, strict=True)
+        if name in own and len(call.args) > POSITIONAL
+    ]
+
+
+def takes_any_number(function: ast.FunctionDef) -> bool:
+    """Whether a function takes arguments alike in any number."""
+    return function.args.vararg is not None
+
+
+def own_names() -> set[str]:
+    """The functions and classes of the package."""
+    nodes = [
+        node for path in MODULES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    classes = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+    return classes.union(node.name for node in functions if not takes_any_number(node))
+
+
+@pytest.fixture(scope="module")
+def own() -> set[str]:
+    return own_names()
+
+
+def test_a_call_with_many_positions_is_found():
+    code = "f(1, 2, 3)\nm.f(1, 2, 3, 4)\ng(1, 2, 3, 4)\nf(1, 2, 3, d=4)\nf(*a)"
+    assert long_calls(code, {"f"}) == ["m.f(1, 2, 3, 4)"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_goes_by_position_past_three_arguments(path, own):
+    assert long_calls(path.read_text(encoding="utf-8"), own) == []

@@ -194,7 +194,20 @@ def test_installed_command_lists_the_experiments(installed, tmp_path, clean_envi
 def test_installed_command_runs_the_experiment_with_no_checkout(
     installed, tmp_path, clean_environment
 ):
-    small = ["-p", "methods", "LP,FT", "-p", "seeds", "0", "-p", "max_train", "48", "-p", "epochs", "1"]
+    small = [
+        "-p",
+        "methods",
+        "LP,FT",
+        "-p",
+        "seeds",
+        "0",
+        "-p",
+        "max_train",
+        "48",
+        "-p",
+        "epochs",
+        "1",
+    ]
     command = [installed / "lpft-nb", "run", "lp_ft", *small]
     run(command, cwd=tmp_path, env=clean_environment, timeout=600)
     assert list(tmp_path.glob("runs/**/*.ipynb")) and list(tmp_path.glob("runs/**/*.json"))
