@@ -9,6 +9,7 @@ __all__ = ['LazyClassifier']
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from importlib.abc import Loader
 from types import ModuleType
 from typing import Any
 
@@ -57,7 +58,7 @@ def _register_model() -> None:
     auto_model.register(known, LazyClassifier, exist_ok=True)
 
 # %% ../nbs/07e_package.ipynb #dc7320ca
-class _ActingLoader:
+class _ActingLoader(Loader):
     "A loader that runs a module as another does, and acts when that is done."
 
     def __init__(self, loader: Any, act: Callable[[], None]):
@@ -70,7 +71,9 @@ class _ActingLoader:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
         self.loader.exec_module(module)
         self.act()
 

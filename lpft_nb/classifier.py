@@ -12,7 +12,7 @@ __all__ = ['Examples', 'Prediction', 'Classifier', 'features_of', 'logits_of', '
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 import numpy as np
 import torch
 from torch import nn
@@ -123,6 +123,10 @@ class _Function(PreTrainedModel):
         backbone: PreTrainedModel | None = None,  # already loaded; None: random weights
     ):
         super().__init__(config)
+        if config.backbone is None:
+            raise ClassifierError(
+                "the configuration names no backbone; give ClassifierConfig(backbone=…) the configuration of one"
+            )
         config.pooling = choose_pooling(config.backbone, config.pooling)
         self.backbone = (
             build_backbone(config.backbone) if backbone is None else keep_weights(backbone)
@@ -130,9 +134,8 @@ class _Function(PreTrainedModel):
         if config.lora:
             inject_lora(self.backbone, **config.lora)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(
-            config.hidden_size, config.num_labels, config.head_bias, dtype=self.backbone.dtype
-        )
+        sizes = cast(int, config.hidden_size), cast(int, config.num_labels)
+        self.head = nn.Linear(*sizes, config.head_bias, dtype=self.backbone.dtype)
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.inputs = backbone_inputs(self.backbone)
         self.post_init()
@@ -146,7 +149,7 @@ class _Function(PreTrainedModel):
         "φ of a batch; with the backbone's dropout when the module is in training mode."
         batch = prepare_batch(self.inputs, input_ids, attention_mask, token_type_ids=token_type_ids)
         hidden = self.backbone(**batch, **self.inputs.fixed).last_hidden_state
-        return pool(hidden, batch["attention_mask"], self.config.pooling)
+        return pool(hidden, batch["attention_mask"], cast(str, self.config.pooling))
 
     def forward(
         self,
@@ -206,7 +209,8 @@ class _Reader(_Function):
         "Pad encoded examples to the longest, on the tokenizer's padding side."
         if self.tokenizer is None:
             return pad_encoded(encoded)
-        return pad_encoded(encoded, self.tokenizer.pad_token_id, self.tokenizer.padding_side)
+        token = cast(int, self.tokenizer.pad_token_id)
+        return pad_encoded(encoded, token, self.tokenizer.padding_side)
 
     def tokenize(
         self,
@@ -243,10 +247,15 @@ class _Loaded(_Reader):
         asked = {field: value for field, value in asked.items() if value is not None}
         directory, source = locate(name, trust_remote_code, **take_hub_options(options))
         config = options.pop("config", None) or load_config(directory, trust_remote_code)
-        how = {"dtype": dtype, "attention": attention, "options": options}
+        how: dict[str, Any] = {"dtype": dtype, "attention": attention, "options": options}
         if isinstance(config, ClassifierConfig):
-            names = {"num_labels": num_labels, "label_names": label_names}
-            settle(config, **names, source=source, asked=asked)
+            settle(
+                config,
+                num_labels=num_labels,
+                label_names=label_names,
+                source=source,
+                asked=asked,
+            )
             model = load_saved(super().from_pretrained, directory, config, **how)
         else:
             labels = label_map(num_labels, label_names)
@@ -286,7 +295,7 @@ class Classifier(_Loaded):
         divide_head(softer, temperature)
         return softer
 
-    def save_pretrained(
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: the rest goes by name
         self,
         save_directory: str | Path,  # made where it is missing
         is_main_process: bool = True,  # of several; only this one writes
@@ -317,8 +326,8 @@ def _as_encoded(model: Classifier, data: Examples) -> list[Encoded]:
     if isinstance(data, dict):
         return unpad(data)
     if isinstance(data, list) and data and all(isinstance(example, dict) for example in data):
-        return data
-    return model.encode(data)
+        return cast(list[Encoded], data)
+    return model.encode(cast(Texts, data))
 
 
 def _in_batches(

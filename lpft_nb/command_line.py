@@ -11,7 +11,9 @@ import argparse
 import logging
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -58,7 +60,7 @@ def requested_parameters(pairs: list[list[str]], output: str | None) -> dict[str
     return requested
 
 # %% ../nbs/11i_command_line_in_code.ipynb #ec166e54
-def parameters_of_file(path: str | None) -> dict:
+def parameters_of_file(path: str | None) -> dict[str, Any]:
     "The parameters that a YAML file names; none without a file. Raises ParameterError for a file that is no such thing."
     if path is None:
         return {}
@@ -73,7 +75,7 @@ def parameters_of_file(path: str | None) -> dict:
     return found
 
 # %% ../nbs/11i_command_line_in_code.ipynb #844096c4
-def show_plan(name: str, requested: dict) -> int:
+def show_plan(name: str, requested: dict[str, Any]) -> int:
     "Print the runs that an experiment would make, and which of them are there."
     from lpft_nb.experiments import find_experiment, plan_experiment, plan_table
 
@@ -136,7 +138,7 @@ def repeat(options: argparse.Namespace) -> int:
     return report_differences(original, repeated, options.tolerance)
 
 
-def report_differences(original: dict, repeated: dict, tolerance: float) -> int:
+def report_differences(original: dict[str, Any], repeated: dict[str, Any], tolerance: float) -> int:
     "Print what differs between two records; 0 where no metric does, 1 otherwise."
     from lpft_nb.experiments import differences, surroundings
 
@@ -262,7 +264,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lpft-nb {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, action, help: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, action: Callable[[argparse.Namespace], int], help: str
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name,
             help=help,

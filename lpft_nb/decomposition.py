@@ -230,7 +230,7 @@ def class_targets(
     classes: int,  # C
 ) -> torch.Tensor:  # (N, C) float64, rows sum to zero
     "One-hot labels minus 1/C."
-    labels = check_labels(labels, len(labels), classes)
+    labels = check_labels(labels, len(torch.as_tensor(labels)), classes)
     return torch.nn.functional.one_hot(labels, classes).double() - 1 / classes
 
 

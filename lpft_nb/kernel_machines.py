@@ -208,7 +208,7 @@ def fit_kernel_machine(
         if penalty is None:
             grid = tuple(sorted(penalties))
             validation = choose_penalty(problem, solver, penalties=grid, folds=folds, seed=seed)
-            penalty = validation.loc[validation["score"].round(12).idxmax(), "penalty"].item()
+            penalty = float(validation["penalty"].iloc[validation["score"].round(12).argmax()])
         coefficients, intercept = SOLVERS[solver](problem, penalty)
     condition = system_condition(problem, solver, penalty)
     if condition > ILL_CONDITIONED:

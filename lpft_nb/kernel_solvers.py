@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROW_PENALTIES', 'SUPPORT_VECTOR_STEPS', 'SOLVERS', 'PENALTIES', 'Problem', 'decompose', 'build_problem',
-           'inverse_values', 'solve_least_squares', 'leave_one_out_errors', 'factor', 'solve_logistic', 'fit_quietly',
-           'turned', 'logistic_on_rows', 'fit_rows', 'IllConditionedKernel', 'solve_support_vectors', 'solve_svc',
-           'solve_svr']
+           'inverse_values', 'solve_least_squares', 'leave_one_out_errors', 'factor', 'as_one_row', 'solve_logistic',
+           'fit_quietly', 'turned', 'logistic_on_rows', 'fit_rows', 'IllConditionedKernel', 'solve_support_vectors',
+           'solve_svc', 'solve_svr']
 
 # %% ../nbs/24a_kernel_solvers.ipynb #af7f5684
 import math
@@ -21,7 +21,9 @@ from .decomposition import check_square, default_threshold, eigenvalues
 from .metrics import check_labels
 
 if TYPE_CHECKING:
-    from sklearn.base import BaseEstimator
+    from sklearn.svm import SVC, SVR
+
+    from lpft_nb.linear_probe import LogisticFit
 
 # %% ../nbs/24a_kernel_solvers.ipynb #1e10d64e
 @dataclass(frozen=True)
@@ -121,6 +123,14 @@ def factor(
     return vectors * roots, vectors / roots
 
 
+def as_one_row(
+    fit: "LogisticFit",  # of two classes
+) -> tuple[torch.Tensor, float]:  # weight (h,), intercept
+    "By how much the second class's score exceeds the first's."
+    intercept = 0.0 if fit.bias is None else (fit.bias[1] - fit.bias[0]).item()
+    return fit.weight[1] - fit.weight[0], intercept
+
+
 def solve_logistic(
     problem: Problem,
     penalty: float,  # scikit-learn's C
@@ -130,12 +140,12 @@ def solve_logistic(
 
     vectors, back = factor(problem)
     fit = fit_logistic(vectors, (problem.targets.flatten() > 0).long(), penalty, tolerance=1e-9)
-    weight, bias = fit.weight[1] - fit.weight[0], fit.bias[1] - fit.bias[0]
-    return back @ weight, bias.item()
+    weight, intercept = as_one_row(fit)
+    return back @ weight, intercept
 
 # %% ../nbs/24a_kernel_solvers.ipynb #9c1f94e2
 def fit_quietly(
-    estimator: "BaseEstimator",  # of scikit-learn
+    estimator: "SVC | SVR",  # of scikit-learn
     matrix: torch.Tensor,  # (NC, NC)
     targets: torch.Tensor,  # (NC,)
 ) -> bool:  # whether it reached its tolerance
@@ -170,9 +180,8 @@ def logistic_on_rows(
 
     features, back = turned(rows)
     fits = [fit_logistic(features, answers, penalty, tolerance=1e-6) for penalty in penalties]
-    return [
-        (back @ (fit.weight[1] - fit.weight[0]), (fit.bias[1] - fit.bias[0]).item()) for fit in fits
-    ]
+    ends = [as_one_row(fit) for fit in fits]
+    return [(back @ weight, intercept) for weight, intercept in ends]
 
 # %% ../nbs/24a_kernel_solvers.ipynb #05de5992
 def fit_rows(
@@ -205,7 +214,7 @@ class IllConditionedKernel(UserWarning):
 
 
 def solve_support_vectors(
-    estimator: "BaseEstimator",  # SVC or SVR on a precomputed kernel
+    estimator: "SVC | SVR",  # on a precomputed kernel
     problem: Problem,  # the kernel and the answers
 ) -> tuple[torch.Tensor, float]:  # coefficients (NC,), intercept
     "Fit a support vector machine and spread its dual coefficients over all NC questions."

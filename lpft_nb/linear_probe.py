@@ -9,6 +9,7 @@ __all__ = ['LogisticFit', 'fit_logistic', 'CrossValidation', 'cross_validate', '
 # %% ../nbs/03c_probe_in_code.ipynb #4a8c08c1
 import math
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +30,9 @@ from lpft_nb.solvers.newton import (
     Solution,
 )
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 _all_ = ["ConvergenceError", "ProbePath", "probe_path", "stable_learning_rate"]  # from here too
 
 # %% ../nbs/03c_probe_in_code.ipynb #272edc0e
@@ -44,7 +48,7 @@ class LogisticFit:
     penalty: float  # scikit-learn's C, inf for none
     cross_validation: "CrossValidation | None" = field(default=None, repr=False)
 
-    def logits(self, features) -> torch.Tensor:  # (N, C) float64
+    def logits(self, features: "ArrayLike") -> torch.Tensor:  # (N, C) float64
         "Scores of the head for (N, h) features."
         logits = as_features(features) @ self.weight.T
         return logits if self.bias is None else logits + self.bias
@@ -67,7 +71,7 @@ def _check_convergence(
 ) -> None:
     "Raise ConvergenceError where one of the problems did not reach the tolerance."
     problems, norms, iterations = solution
-    worst = norms.argmax().item()
+    worst = int(norms.argmax())
     if norms[worst] <= tolerance:
         return
     if math.isinf(penalties[worst]) and separated(problems.scores, targets).any():
@@ -83,8 +87,8 @@ def _check_convergence(
 
 # %% ../nbs/03c_probe_in_code.ipynb #ec91d043
 def fit_logistic(
-    features,  # (N, h) floating point
-    labels,  # (N,) integers 0..C-1, every class present
+    features: "ArrayLike",  # (N, h) floating point
+    labels: "ArrayLike",  # (N,) integers 0..C-1, every class present
     penalty: float,  # scikit-learn's C > 0; large is weak, inf is none
     *,
     num_classes: int | None = None,  # C; the largest label plus one when None
@@ -171,7 +175,7 @@ def _fold_of(
     return fold_of
 
 # %% ../nbs/03c_probe_in_code.ipynb #fb0e2da5
-def _grid(penalties) -> torch.Tensor:  # (K,) float64, ascending
+def _grid(penalties: "ArrayLike | None") -> torch.Tensor:  # (K,) float64, ascending
     "The penalties of a cross-validation; scikit-learn's ten when None."
     if penalties is None:
         return torch.logspace(-4, 4, 10, dtype=torch.float64)
@@ -210,7 +214,7 @@ def _cross_validate_on(
         right = right.reshape(len(part), folds, -1)
         accuracy.append((right & held_out).double().sum(dim=2) / held_out.sum(dim=1))
     accuracy = torch.cat(accuracy)
-    best = accuracy.mean(dim=1).mul(1e12).round().argmax().item()
+    best = int(accuracy.mean(dim=1).mul(1e12).round().argmax())
     return CrossValidation(grid, accuracy, grid[best].item(), seed=seed)
 
 
@@ -220,9 +224,9 @@ def _predicted(scores: torch.Tensor) -> torch.Tensor:  # (B, N)
 
 # %% ../nbs/03c_probe_in_code.ipynb #0e2428e2
 def cross_validate(
-    features,  # (N, h) floating point
-    labels,  # (N,) integers 0..C-1
-    penalties=None,  # (K,) scikit-learn's C > 0; ten from 1e-4 to 1e4 when None
+    features: "ArrayLike",  # (N, h) floating point
+    labels: "ArrayLike",  # (N,) integers 0..C-1
+    penalties: "ArrayLike | None" = None,  # (K,) scikit-learn's C > 0; ten from 1e-4 to 1e4 when None
     *,
     folds: int = 5,  # at most the size of the smallest class
     seed: int = 0,  # of the fold assignment
@@ -245,15 +249,15 @@ def cross_validate(
 
 # %% ../nbs/03c_probe_in_code.ipynb #f73eb18d
 def fit_probe(
-    features,  # (N, h) floating point
-    labels,  # (N,) integers 0..C-1
+    features: "ArrayLike",  # (N, h) floating point
+    labels: "ArrayLike",  # (N,) integers 0..C-1
     penalty: float | None = None,  # scikit-learn's C; chosen by cross-validation when None
     *,
     folds: int = 5,  # of the cross-validation
     seed: int = 0,  # of the fold assignment
     num_classes: int | None = None,  # C; the largest label plus one when None
     bias: bool = True,  # fit an unpenalised bias
-    penalties=None,  # (K,) grid of the cross-validation; scikit-learn's ten when None
+    penalties: "ArrayLike | None" = None,  # (K,) grid of the cross-validation; scikit-learn's ten when None
 ) -> LogisticFit:
     "The exact logistic head, with a cross-validated penalty unless one is given."
     if penalty is not None:
@@ -269,7 +273,7 @@ def fit_probe(
 
 # %% ../nbs/03c_probe_in_code.ipynb #b62efe7b
 def head_from_probe(
-    probe,  # a fitted scikit-learn LogisticRegression or LogisticRegressionCV
+    probe: Any,  # a fitted scikit-learn LogisticRegression or LogisticRegressionCV
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Weight (C, h) and bias (C,), float64, whose softmax is the probe's predict_proba to 1e-6."
     for name in ("coef_", "intercept_", "classes_", "predict_proba"):

@@ -8,7 +8,7 @@ __all__ = ['relaxation', 'solve_squared', 'descend', 'integrate', 'FirstOrder', 
 # %% ../nbs/25_linearized.ipynb #b31b9ada
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,7 @@ from .decomposition import apply_kernel, check_square, default_threshold, residu
 from .metrics import check_logits
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import ArrayLike
 
 # %% ../nbs/25_linearized.ipynb #b3503ea0
@@ -94,13 +95,13 @@ def integrate(
     shape, count = logits.shape, len(logits)
     one_hot = torch.nn.functional.one_hot(labels, shape[1]).double()
 
-    def probabilities(state):
+    def probabilities(state: "np.ndarray[Any, Any]") -> torch.Tensor:
         return (logits + (matrix @ torch.from_numpy(state)).reshape(shape)).softmax(dim=1)
 
-    def velocity(_, state):
+    def velocity(_: float, state: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         return ((one_hot - probabilities(state)) / count).flatten().numpy()
 
-    def velocity_gradient(_, state):
+    def velocity_gradient(_: float, state: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         p = probabilities(state)
         curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
         return (
@@ -129,7 +130,7 @@ class FirstOrder:
         "Keep the start; `coefficients` is None until something has trained it."
         self.matrix = check_square(kernel_train, "kernel_train")
         self.logits, _ = check_logits(
-            logits_train, torch.zeros(len(logits_train), dtype=torch.long)
+            logits_train, torch.zeros(len(torch.as_tensor(logits_train)), dtype=torch.long)
         )
         expected = tuple(torch.as_tensor(kernel_train).shape[:2])
         if tuple(self.logits.shape) != expected:

@@ -92,9 +92,10 @@ def log_log_slope(
         raise ValueError(
             "a slope with an interval needs at least three positive ranks and as many positive errors"
         )
-    fit = stats.linregress(*(values.numpy() for values in logs))
-    half = fit.stderr * stats.t.ppf(0.975, len(logs[0]) - 2)
-    return fit.slope, fit.slope - half, fit.slope + half
+    fitted = stats.linregress(logs[0].numpy(), logs[1].numpy())
+    slope, error = float(fitted[0]), float(fitted[4])
+    half = error * float(stats.t.ppf(0.975, len(logs[0]) - 2))
+    return slope, slope - half, slope + half
 
 # %% ../nbs/26_lora_kernel.ipynb #c292ea7f
 def lora_scale(

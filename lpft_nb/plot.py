@@ -7,6 +7,8 @@ __all__ = ['METHODS', 'PALETTE', 'MARKERS', 'LINES', 'SINGLE', 'style_at', 'meth
            'over_seeds', 'group_styles', 'curves', 'dots_with_intervals', 'Table', 'best_if_separate', 'table']
 
 # %% ../nbs/06_plot.ipynb #e64a1366
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -34,7 +36,7 @@ LINES = (":", "--", "-", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2))
 def style_at(
     place: int,  # position in PALETTE, MARKERS and LINES, taken round
     label: str,  # text of the legend
-) -> dict:  # color, marker, linestyle, label: keyword arguments of `Axes.plot`
+) -> dict[str, Any]:  # color, marker, linestyle, label: keyword arguments of `Axes.plot`
     "The style at a place of the palette."
     place %= len(PALETTE)
     return {
@@ -47,7 +49,7 @@ def style_at(
 
 def method_style(
     method: str,  # one of METHODS
-) -> dict:  # color, marker, linestyle, label
+) -> dict[str, Any]:  # color, marker, linestyle, label
     "The fixed style of a method; `ValueError` with close matches for a name that is none."
     return style_at(METHODS.index(one_of(method, METHODS, "method")), method)
 
@@ -124,7 +126,9 @@ def over_seeds(
 def group_styles(
     frame: pd.DataFrame,  # tidy rows
     hue: str,  # column; "method" has fixed styles, any other begins after those of the methods
-) -> dict:  # group value -> style, methods in the order of METHODS, others as they appear
+) -> dict[
+    Any, dict[str, Any]
+]:  # group value -> style, methods in the order of METHODS, others as they appear
     "The style of each group in the frame."
     check_columns(frame, [hue])
     groups = list(dict.fromkeys(frame[hue]))
@@ -186,12 +190,13 @@ def dots_with_intervals(
         )
         dots = points[points[hue] == name]
         bars = (dots["high"] - dots["mean"]).fillna(0)
+        unlined: dict[str, Any] = style | {"linestyle": "none"}
         axes.errorbar(
             dots[by].map(groups) + shift,
             dots["mean"],
             yerr=bars,
             capsize=2,
-            **style | {"linestyle": "none"},
+            **unlined,
         )
     axes.set(
         xticks=range(len(groups)),
@@ -237,11 +242,10 @@ def table(
     lines = [[rows, *map(str, names)], ["---"] * (len(names) + 1)]
     for row, competitors in points.groupby(rows, sort=False, observed=True):
         competitors = competitors.set_index(columns)
+        columns_of = (competitors[name] for name in ("mean", "low", "high", "n"))
         texts = {
-            point.Index: interval_text(
-                Interval(point.mean, point.low, point.high), scale, digits, n=point.n
-            )
-            for point in competitors.itertuples()
+            name: interval_text(Interval(mean, low, high), scale, digits, n=n)
+            for name, mean, low, high, n in zip(competitors.index, *columns_of, strict=True)
         }
         best = best_if_separate(competitors, largest)
         texts |= {} if best is None else {best: f"**{texts[best]}**"}

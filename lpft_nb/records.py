@@ -13,6 +13,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -93,7 +94,7 @@ def _refuse_mixtures(rows: pd.DataFrame, cell: str) -> None:
             )
 
 # %% ../nbs/08_records.ipynb #b18419d1
-def _paired(rows: pd.DataFrame, a: str, b: str) -> dict:
+def _paired(rows: pd.DataFrame, a: str, b: str) -> dict[str, Any]:
     "Difference a - b over the seeds that both methods have, with its interval and a verdict."
     values = {
         method: rows[rows["method"] == method].set_index("seed")["value"] for method in (a, b)
@@ -150,14 +151,16 @@ def compare(
     return pd.DataFrame(table)
 
 # %% ../nbs/08_records.ipynb #d91a97e3
-def _publish_one(record: dict, source: Path, target: Path, largest_bytes: int) -> tuple[str, str]:
+def _publish_one(
+    record: dict[str, Any], source: Path, target: Path, largest_bytes: int
+) -> tuple[str, str]:
     "Copy one record; returns what was done (published, unchanged, refused) and the reason."
     if record["status"] != "finished":
         return "refused", "the run failed"
     arrays = next(iter(sorted(source.rglob(record["arrays"]))), None) if record["arrays"] else None
     if record["arrays"] and arrays is None:
         return "refused", f"its arrays {record['arrays']} are missing"
-    small = arrays is not None and arrays.stat().st_size <= largest_bytes
+    small = arrays if arrays and arrays.stat().st_size <= largest_bytes else None
     published = record | {"arrays": record["arrays"] if small else None}
     path = target / record["experiment"] / f"{record['run_id']}.json"
     if path.exists():
@@ -169,7 +172,7 @@ def _publish_one(record: dict, source: Path, target: Path, largest_bytes: int) -
         )
     if small:
         load_arrays(record, source)
-        write_atomically(path.with_suffix(".safetensors"), arrays.read_bytes())
+        write_atomically(path.with_suffix(".safetensors"), small.read_bytes())
     write_atomically(path, record_text(published))
     reason = (
         f"arrays of {format_size(arrays.stat().st_size)} stay behind"

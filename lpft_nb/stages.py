@@ -12,9 +12,10 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -33,7 +34,7 @@ from lpft_nb.training.measuring import (
     split_features,
     weights_hash,
 )
-from .training.stage import FineTune, LoRA, StageData
+from .training.stage import FineTune, LoRA, Stage, StageData
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -55,7 +56,7 @@ def method_stages(
     linear_probe: LinearProbe | None = None,  # None: with its defaults, as the next two
     fine_tune: FineTune | None = None,
     lora: LoRA | None = None,
-) -> list:
+) -> list[Stage]:
     "The list of stages that a method's name stands for."
     one_of(method, METHODS, "method")
     stages = dict(LP=linear_probe or LinearProbe(), FT=fine_tune or FineTune(), LoRA=lora or LoRA())
@@ -68,7 +69,9 @@ class StageResult:
 
     metrics: pd.DataFrame  # stage, split, metric, value
     history: pd.DataFrame  # stage, step, epoch, metric, value
-    stages: list[dict]  # facts of each stage: settings, what trained, seconds, peak memory
+    stages: list[
+        dict[str, Any]
+    ]  # facts of each stage: settings, what trained, seconds, peak memory
     arrays: dict[str, torch.Tensor]  # "logits/<stage>/<split>" (N, C), "labels/<split>" (N,)
     seconds: float
     peak_memory_bytes: int
@@ -78,13 +81,13 @@ class StageResult:
 class _Ending:
     "One stage after it has been run or taken from its folder."
 
-    content: dict  # of its record: metric rows, history rows, facts
+    content: dict[str, Any]  # of its record: metric rows, history rows, facts
     features: dict[str, torch.Tensor]  # by split, (N, h)
     logits: dict[str, torch.Tensor]  # by split, (N, C)
 
 # %% ../nbs/10b_stages.ipynb #24617ccd
 def unique_names(
-    stages: list,  # in their order
+    stages: Sequence[Stage],  # in their order
 ) -> list[str]:
     "The stages' names; a repeated one gets a number: LP, FT, FT2."
     names = [stage.name for stage in stages]
@@ -106,7 +109,7 @@ def _features_after(model: "Classifier", data: StageData) -> dict[str, torch.Ten
 
 
 def _run_one(
-    stage,
+    stage: Stage,
     model: "Classifier",
     data: StageData,
     *,
@@ -148,7 +151,14 @@ def _run_one(
 
 # %% ../nbs/10b_stages.ipynb #7ace404e
 def _finished_or_run(
-    stage, model: "Classifier", data: StageData, *, name: str, key: str, processes: World, **more
+    stage: Stage,
+    model: "Classifier",
+    data: StageData,
+    *,
+    name: str,
+    key: str,
+    processes: World,
+    **more: Any,
 ) -> _Ending:
     "Take a stage from its folder, or run it and leave it there."
     finished = is_finished(data.folder)
@@ -209,7 +219,7 @@ def _run_key(model: "Classifier", task: "Task", data: StageData, max_length: int
 
 # %% ../nbs/10b_stages.ipynb #4369979d
 def _run_in_order(
-    stages: list,
+    stages: Sequence[Stage],
     model: "Classifier",
     data: StageData,
     *,
@@ -242,7 +252,10 @@ def _run_in_order(
 
 # %% ../nbs/10b_stages.ipynb #d574908e
 def _gathered(
-    before: list[dict], endings: list[tuple[str, _Ending]], data: StageData, seconds: float
+    before: list[dict[str, Any]],
+    endings: list[tuple[str, _Ending]],
+    data: StageData,
+    seconds: float,
 ) -> StageResult:
     "One result of all that a run has left."
     contents = [ending.content for _, ending in endings]
@@ -264,7 +277,9 @@ def _gathered(
 def run_stages(
     model: "Classifier",  # with its tokenizer; its weights are changed in place
     task: "Task",
-    stages: list,  # of LinearProbe, ScaleHead, FineTune, LoRA or a `TrainingStage` of your own
+    stages: Sequence[
+        Stage
+    ],  # of LinearProbe, ScaleHead, FineTune, LoRA or a `TrainingStage` of your own
     seed: int = 0,  # data order, dropout, adapters, folds; the head's start was set by Classifier.from_pretrained
     output: str
     | Path

@@ -234,6 +234,7 @@ def tangent_kernel(
         failed = caught
     key = content_hash(description)
     world.sum(accumulators.values(), key, failed, what="kernel", error=KernelError)
+    assert plan is not None  # `sum` has raised what failed
     shares = shares_of(accumulators, work.sides, work.classes)
     store.remove()
     kernel = TangentKernel(

@@ -30,7 +30,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-pytest_plugins = ["book_fixtures"]  # the rendered book, a browser, a server
+pytest_plugins = ["book_fixtures", "process_fixtures"]  # the book, a browser, processes
 torch.set_num_threads(1)
 # The same examples in every run; `--hypothesis-profile=default` draws new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -347,9 +347,10 @@ def small_request(toy_task, tiny_checkpoint) -> dict:
 
 
 @pytest.fixture(scope="session")
-def finished_run(small_request, tmp_path_factory) -> tuple[dict, Path, list[Path]]:
+def finished_run(small_request, launching_warm, tmp_path_factory) -> tuple[dict, Path, list[Path]]:
     "One run of the notebook lp_ft through the launcher: the request, the executed notebook, the records. Change nothing in it."
     from lpft_nb import experiments
 
     request = small_request | {"output": str(tmp_path_factory.mktemp("runs"))}
-    return request, *experiments.run_experiment("lp_ft", request)
+    with launching_warm():
+        return request, *experiments.run_experiment("lp_ft", request)

@@ -21,6 +21,8 @@ from lpft_nb.experiments import find_experiment, list_experiments, requested_run
 from lpft_nb.records import make_record, read_record, write_record
 from lpft_nb.store.cache import cached
 
+pytestmark = pytest.mark.usefixtures("warm_kernels")
+
 
 def words(request: dict, **changes) -> list[str]:
     "A request as the words of a command line."
@@ -273,14 +275,10 @@ def test_cache_shows_and_clears(tmp_path, monkeypatch, capsys):
 # processes
 
 
-def command(*given: str) -> list[str]:
-    return [sys.executable, "-m", "lpft_nb", *given]
-
-
-def call(folder: Path, *given: str) -> subprocess.CompletedProcess:
+def call(python: list[str], folder: Path, *given: str) -> subprocess.CompletedProcess:
     "`python -m lpft_nb …` of this tree."
     return subprocess.run(
-        command(*given),
+        [*python, "-m", "lpft_nb", *given],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -289,13 +287,13 @@ def call(folder: Path, *given: str) -> subprocess.CompletedProcess:
 
 
 def test_help_as_a_process(tmp_path):
-    answer = call(tmp_path, "--help")
+    answer = call([sys.executable], tmp_path, "--help")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "lpft-nb run lp_ft" in answer.stdout and "exit codes" in answer.stdout
 
 
-def test_wrong_parameters_as_a_process(tmp_path):
-    answer = call(tmp_path, "run", "lp_ft", "-p", "sed", "3")
+def test_wrong_parameters_as_a_process(tmp_path, python):
+    answer = call(python, tmp_path, "run", "lp_ft", "-p", "sed", "3")
     assert (answer.returncode, answer.stdout) == (2, "")
     assert "did you mean 'seeds'" in answer.stderr and "Traceback" not in answer.stderr
 
@@ -306,7 +304,7 @@ def test_interrupted_run_exits_130_and_leaves_what_was_finished(small_request, t
 
     asked = words(small_request, epochs=3000)
     with subprocess.Popen(
-        command("run", "lp_ft", *asked, "--output", "stopped"),
+        [sys.executable, "-m", "lpft_nb", "run", "lp_ft", *asked, "--output", "stopped"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,13 +5,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import build_tiny_model
+from process_fixtures import worlds_of
 
 import lpft_nb.stages as stages
 from lpft_nb.calibration import calibration_metrics
@@ -405,21 +405,17 @@ def same_numbers(a, b):
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def start_script(folder, *more, processes=1):
+def start_script(python, folder, *more, **world):
     write_task(folder)
-    launcher = (
-        []
-        if processes == 1
-        else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    )
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "LPFT_CACHE": str(folder / "cache"),
         "CUDA_VISIBLE_DEVICES": "",
+        **world,
     }
     return subprocess.Popen(
-        [sys.executable, *launcher, str(SCRIPT), str(folder), *more],
+        [*python, str(SCRIPT), str(folder), *more],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -427,15 +423,14 @@ def start_script(folder, *more, processes=1):
     )
 
 
-def test_two_processes_agree_with_one(tmp_path):
+def test_two_processes_agree_with_one(tmp_path, python):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
-    run = start_script(one, "--dropout", "0")
-    assert run.wait(timeout=300) == 0, run.stdout.read()
-    run = start_script(two, "--dropout", "0", processes=2)
-    output, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, output
+    runs = [start_script(python, one, "--dropout", "0")]
+    runs += [start_script(python, two, "--dropout", "0", **world) for world in worlds_of(2)]
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], outputs
     first, second, other = (
         torch.load(folder / name, weights_only=True)
         for folder, name in ((one, "end.pt"), (two, "end.pt"), (two, "end-1.pt"))
@@ -450,20 +445,20 @@ def test_two_processes_agree_with_one(tmp_path):
         assert same_numbers(second[name], other[name]), name
 
 
-def test_killed_inside_a_stage_ends_like_an_uninterrupted_run(tmp_path):
+def test_killed_inside_a_stage_ends_like_an_uninterrupted_run(tmp_path, python):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
-    run = start_script(whole)
+    run = start_script(python, whole)
     output, _ = run.communicate(timeout=300)
     assert run.returncode == 0, output
-    run, limit = start_script(cut, "--pause", "0.3"), time.monotonic() + 120
+    run, limit = start_script(python, cut, "--pause", "0.3"), time.monotonic() + 120
     while not list(cut.glob("out/2-FT/checkpoint-*/complete.json")) and time.monotonic() < limit:
         time.sleep(0.02)
     run.send_signal(signal.SIGKILL)
     run.communicate()
     assert list(cut.glob("out/2-FT/checkpoint-*/complete.json")) and not (cut / "end.pt").exists()
-    run = start_script(cut)
+    run = start_script(python, cut)
     output, _ = run.communicate(timeout=300)
     assert run.returncode == 0 and "LP: taken from the output folder" in output, output
     first, second = (torch.load(folder / "end.pt", weights_only=True) for folder in (whole, cut))

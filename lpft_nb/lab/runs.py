@@ -190,7 +190,9 @@ class Run:
     settings: dict[str, Any]  # everything that can change the result
     stages: list = field(default_factory=list)  # as `run_stages` takes them
     make: Callable[["Run"], Path] | None = None  # of an analysis: does it, writes the record
-    task: dict[str, Any] | None = None  # what the record says of the task; None: the loaded one
+    task: dict[str, Any] = field(
+        default_factory=dict
+    )  # what the record says of it; empty: the loaded one
     model: dict[str, Any] | None = None  # and of the model; None: the parameters' one
     experiment: str = ""
     name: str = ""  # the run id

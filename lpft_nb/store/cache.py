@@ -177,7 +177,7 @@ def _pack(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
 # %% ../../nbs/07_cache.ipynb #afc19eed
 def read_tensors(
     path: str | Path,  # a file made by `write_tensors`
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:  # the tensors on the CPU, the metadata
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:  # on the CPU, in the order of names; metadata
     "Read tensors and metadata; raises ValueError when the file is damaged or not one of ours."
     path, data = Path(path), Path(path).read_bytes()
     try:
@@ -191,7 +191,7 @@ def read_tensors(
         raise ValueError(
             f"the arrays in {path.name} do not have the checksum in its header: the file is damaged."
         )
-    return tensors, metadata
+    return dict(sorted(tensors.items())), metadata
 
 # %% ../../nbs/07_cache.ipynb #18de4390
 def cache_directory() -> Path:

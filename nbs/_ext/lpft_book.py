@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import warm_kernels
+import warm_python
 
 # Kernels inherit this. tqdm asks for ipywidgets at import; pages show no bars, and widgets would load scripts from elsewhere.
 NO_WIDGETS = "ignore:IProgress not found"
@@ -138,10 +138,17 @@ def allow_processes(app):
 
 
 def start_kernels(app):
-    """On `builder-inited`: kernels that have imported what chapters import, where processes can be forked."""
-    if hasattr(os, "fork"):
-        app.lpft_kernels = Path(tempfile.mkdtemp(prefix="lpft-kernels-"))
-        app.lpft_server = warm_kernels.offer(app.lpft_kernels)
+    """On `builder-inited`: let `python3` mean a kernel that has imported what chapters import, where processes can be forked."""
+    if not hasattr(os, "fork"):
+        return
+    app.lpft_kernels = Path(tempfile.mkdtemp(prefix="lpft-kernels-"))
+    app.lpft_server, python = warm_python.offer(app.lpft_kernels, warm_python.COMMON)
+    place = app.lpft_kernels / "kernels" / "python3"
+    place.mkdir(parents=True)
+    description = json.dumps(warm_python.kernel(app.lpft_server, python))
+    (place / "kernel.json").write_text(description, encoding="utf-8")
+    before = os.environ.get("JUPYTER_PATH")
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(app.lpft_kernels), before]))
 
 
 def end_kernels(app, exception):
@@ -159,7 +166,7 @@ def cpu_file(app) -> Path:
 def start_clock(app, docname, source):
     """On `source-read`: name the file for this page's kernel."""
     cpu_file(app).unlink(missing_ok=True)
-    os.environ[warm_kernels.CPU_FILE] = str(cpu_file(app))
+    os.environ[warm_python.CPU_FILE] = str(cpu_file(app))
 
 
 def stop_clock(app, doctree):

@@ -1,15 +1,16 @@
 """Experiment notebooks: what makes one, what is refused, the guard, and a new one dropped into a folder."""
 
+import functools
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
+import warm_python
 from conftest import ROOT
 from lpft_nb import command_line, experiments
 from lpft_nb.lab.notebooks import (
@@ -21,6 +22,8 @@ from lpft_nb.lab.notebooks import (
 )
 from lpft_nb.lab.parameters import ParameterError
 from lpft_nb.records import load_results, read_record
+
+pytestmark = pytest.mark.usefixtures("warm_kernels")
 
 NOTEBOOK = ROOT / "nbs" / "experiments" / "lp_ft.ipynb"
 
@@ -133,8 +136,21 @@ def first_code_only(target: Path) -> Path:
     return copied(target, cut)
 
 
-def run_papermill(notebook: Path, target: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "papermill", str(notebook), str(target), "-k", "python3"]
+@pytest.fixture
+def run_papermill(warm_server, tmp_path, monkeypatch):
+    "`papermill` as a process, its kernel one that starts at once."
+    server, python = warm_server
+    place = tmp_path / "jupyter" / "kernels" / "python3"
+    place.mkdir(parents=True)
+    (place / "kernel.json").write_text(json.dumps(warm_python.kernel(server, python)))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    return functools.partial(papermill, python)
+
+
+def papermill(
+    python: list[str], notebook: Path, target: Path, *arguments: str
+) -> subprocess.CompletedProcess:
+    command = [*python, "-m", "papermill", str(notebook), str(target), "-k", "python3"]
     return subprocess.run(
         [*command, "--no-progress-bar", *arguments],
         capture_output=True,
@@ -144,7 +160,7 @@ def run_papermill(notebook: Path, target: Path, *arguments: str) -> subprocess.C
     )
 
 
-def test_plain_papermill_runs_with_what_it_was_given(tmp_path):
+def test_plain_papermill_runs_with_what_it_was_given(tmp_path, run_papermill):
     notebook = first_code_only(tmp_path / "guard.ipynb")
     given = {"seeds": "0,3", "learning_rate": "{FT: 5e-5}", "max_train": "None"}
     words = [word for name, value in given.items() for word in ("-p", name, value)]
@@ -156,7 +172,7 @@ def test_plain_papermill_runs_with_what_it_was_given(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [("sed", "3"), ("epochs", "-1")], ids=lambda pair: pair[0])
-def test_plain_papermill_stops_at_the_guard(tmp_path, wrong):
+def test_plain_papermill_stops_at_the_guard(tmp_path, run_papermill, wrong):
     notebook = first_code_only(tmp_path / "guard.ipynb")
     answer = run_papermill(notebook, tmp_path / "out.ipynb", "-p", *wrong)
     assert answer.returncode != 0
@@ -164,7 +180,7 @@ def test_plain_papermill_stops_at_the_guard(tmp_path, wrong):
     assert not notebook.with_suffix(".ran").exists()
 
 
-def test_guard_notices_a_lost_tag(tmp_path):
+def test_guard_notices_a_lost_tag(tmp_path, run_papermill):
     path = first_code_only(tmp_path / "guard.ipynb")
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[0].metadata.tags = []

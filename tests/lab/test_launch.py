@@ -15,6 +15,8 @@ from lpft_nb.lab.notebooks import find_experiment
 from lpft_nb.lab.parameters import ParameterError
 from lpft_nb.records import load_arrays, read_record
 
+pytestmark = pytest.mark.usefixtures("warm_kernels")
+
 
 @pytest.mark.parametrize(("requested", "message"), WRONG, ids=lambda value: str(value)[:30])
 def test_launcher_refuses_before_a_kernel_starts(requested, message, monkeypatch):

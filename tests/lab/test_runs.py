@@ -27,6 +27,8 @@ from lpft_nb.lab.runs import (
 )
 from lpft_nb.records import make_record, read_record, write_record
 
+pytestmark = pytest.mark.usefixtures("warm_kernels")
+
 EXPERIMENTS = {experiment.name: experiment for experiment in list_experiments()}
 TASK = {"name": "made-up", "fingerprint": "f" * 16, "sizes": {"train": 12}}
 MODEL = {"id": "tiny", "revision": None, "sha256": None, "pooling": "cls", "max_length": 16}

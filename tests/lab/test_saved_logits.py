@@ -22,6 +22,8 @@ from lpft_nb.lab.saved_logits import find_sources, judge, last_logits, saved_cal
 from lpft_nb.experiments import ParameterError, RunFailed, find_experiment
 from lpft_nb.records import RecordError, load_results, make_record, read_record, write_record
 
+pytestmark = pytest.mark.usefixtures("warm_kernels")
+
 SPLITS = {"validation": 60, "test": 90, "ood/other": 40}
 QUICK = {"task": "made-up", "methods": ["FT", "LP-FT"], "seeds": [0, 1], "resamples": 20}
 

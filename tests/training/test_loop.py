@@ -4,12 +4,12 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from process_fixtures import worlds_of
 from toys import small_model, toy_data
 
 from lpft_nb.training.batches import collate, epoch_order
@@ -259,29 +259,25 @@ def test_no_checkpoint_between_an_epochs_last_step_and_its_evaluation(tmp_path, 
     assert last_checkpoint(tmp_path).name == "checkpoint-12"
 
 
-@pytest.mark.parametrize("step", range(1, 12))
-def test_cut_after_any_step_ends_with_the_same_numbers(tmp_path, monkeypatch, step):
+class Cut(Exception):
+    "Stands for a kill."
+
+
+def test_cut_after_every_step_ends_with_the_same_numbers(tmp_path, monkeypatch):
+    """Twelve steps in twelve calls, each of which is cut after one step more than the call before it."""
     import lpft_nb.training.loop as loop
 
-    stage, data, validation = (
-        quick_stage(epochs=3, batch_size=4),
-        toy_data(16),
-        toy_data(8, seed=1),
-    )
+    settings = dict(stage=quick_stage(epochs=3, batch_size=4), seed=0)
+    data, validation = toy_data(16), toy_data(8, seed=1)
     whole = small_model()
     history, facts = train(
         whole,
         data,
         validation,
-        stage,
-        seed=0,
+        **settings,
         folder=tmp_path / "whole",
         minutes_between_checkpoints=math.inf,
     )
-
-    class Cut(Exception):
-        "Stands for a kill."
-
     shown = loop.ShowProgress.on_step_begin
 
     def cut(self, args, state, control, **more):
@@ -290,27 +286,15 @@ def test_cut_after_any_step_ends_with_the_same_numbers(tmp_path, monkeypatch, st
         return shown(self, args, state, control, **more)
 
     monkeypatch.setattr(loop.ShowProgress, "on_step_begin", cut)
-    with pytest.raises(Cut):
-        train(
-            small_model(),
-            data,
-            validation,
-            stage,
-            seed=0,
-            folder=tmp_path / "cut",
-            minutes_between_checkpoints=0.0,
-        )
+    often = dict(settings, folder=tmp_path / "cut", minutes_between_checkpoints=0.0)
+    for step in range(1, 12):
+        with pytest.raises(Cut):
+            train(small_model(), data, validation, **often)
+        left = last_checkpoint(tmp_path / "cut")  # none while an epoch waits for its evaluation
+        assert step == 1 or int(left.name.split("-")[1]) >= step - 1
     monkeypatch.undo()
     again = small_model()
-    resumed, same = train(
-        again,
-        data,
-        validation,
-        stage,
-        seed=0,
-        folder=tmp_path / "cut",
-        minutes_between_checkpoints=0.0,
-    )
+    resumed, same = train(again, data, validation, **often)
     assert resumed == history and same == facts
     for (name, a), b in zip(whole.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -319,30 +303,34 @@ def test_cut_after_any_step_ends_with_the_same_numbers(tmp_path, monkeypatch, st
 # --- other processes -----------------------------------------------------------------------------------------------
 
 
-def run_script(arguments, processes=1, wait=True):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launcher = (
-        []
-        if processes == 1
-        else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    )
-    process = subprocess.Popen(
-        [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)],
-        env=environment,
+def start_script(python, arguments, **environment):
+    return subprocess.Popen(
+        [*python, str(SCRIPT), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    if not wait:
-        return process
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
 
 
-def test_two_processes_agree_with_one(tmp_path):
-    run_script([tmp_path / "one", "--dropout", "0.0"])
-    run_script([tmp_path / "two", "--dropout", "0.0"], processes=2)
+def outputs_of(*processes) -> list[str]:
+    "What processes that work together have printed, once all have ended well."
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return outputs
+
+
+def run_script(python, arguments, processes=1):
+    if processes == 1:
+        (output,) = outputs_of(start_script(python, arguments))
+        return output
+    worlds = worlds_of(processes)
+    return outputs_of(*(start_script(python, arguments, **world) for world in worlds))
+
+
+def test_two_processes_agree_with_one(tmp_path, python):
+    run_script(python, [tmp_path / "one", "--dropout", "0.0"])
+    run_script(python, [tmp_path / "two", "--dropout", "0.0"], processes=2)
     one, two = (
         torch.load(tmp_path / name / "end-0.pt", weights_only=True) for name in ("one", "two")
     )
@@ -353,8 +341,8 @@ def test_two_processes_agree_with_one(tmp_path):
     )  # 21 examples in batches of 4: the last one did not divide
 
 
-def test_with_dropout_all_ranks_end_alike(tmp_path):
-    run_script([tmp_path / "two", "--dropout", "0.1"], processes=2)
+def test_with_dropout_all_ranks_end_alike(tmp_path, python):
+    run_script(python, [tmp_path / "two", "--dropout", "0.1"], processes=2)
     first, second = (
         torch.load(tmp_path / "two" / f"end-{rank}.pt", weights_only=True) for rank in (0, 1)
     )
@@ -362,12 +350,10 @@ def test_with_dropout_all_ranks_end_alike(tmp_path):
         assert torch.equal(first["weights"][name], second["weights"][name]), name
 
 
-def test_killed_run_ends_with_the_same_numbers(tmp_path):
-    run_script([tmp_path / "whole", "--dropout", "0.1", "--epochs", "6", "--minutes", "inf"])
-    process = run_script(
-        [tmp_path / "cut", "--dropout", "0.1", "--epochs", "6", "--minutes", "0", "--pause", "0.3"],
-        wait=False,
-    )
+def test_killed_run_ends_with_the_same_numbers(tmp_path, python):
+    whole = ["--dropout", "0.1", "--epochs", "6", "--minutes"]
+    run_script(python, [tmp_path / "whole", *whole, "inf"])
+    process = start_script(python, [tmp_path / "cut", *whole, "0", "--pause", "0.3"])
     limit = time.monotonic() + 120
     while last_checkpoint(tmp_path / "cut") is None and time.monotonic() < limit:
         time.sleep(0.02)
@@ -378,7 +364,7 @@ def test_killed_run_ends_with_the_same_numbers(tmp_path):
         last_checkpoint(tmp_path / "cut") is not None
         and not (tmp_path / "cut" / "end-0.pt").exists()
     )
-    output = run_script([tmp_path / "cut", "--dropout", "0.1", "--epochs", "6", "--minutes", "0"])
+    output = run_script(python, [tmp_path / "cut", *whole, "0"])
     whole, cut = (
         torch.load(tmp_path / name / "end-0.pt", weights_only=True) for name in ("whole", "cut")
     )
