@@ -86,7 +86,7 @@ def drop_thebe(app, pagename, templatename, context, doctree):
     ]
 
 
-EMPTY_HEADER = re.compile(r"<th\b([^>]*)>(?:\s|&nbsp;|&#160;)*</th>")
+EMPTY_HEADER = re.compile(r"<th\b([^>]*)>(?:\s|&nbsp;|&#160;|</?p>)*</th>")
 HIDDEN_NAME = re.compile(r'(<summary\b[^>]*?) aria-label="Toggle hidden content"')
 
 

@@ -18,12 +18,21 @@
     for (const name of ["tabindex", "role", "aria-label"]) element.removeAttribute(name);
   }
 
+  // The width that a formula may take: its own column's, or that of the paragraph it stands in.
+  function roomFor(formula) {
+    if (formula.hasAttribute("display")) return formula.clientWidth;
+    let block = formula.parentElement;
+    while (getComputedStyle(block).display.startsWith("inline")) block = block.parentElement;
+    const style = getComputedStyle(block);
+    return block.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  }
+
   function fitFormula(formula) {
     formula.dataset.size ??= formula.style.fontSize || "100%"; // what MathJax chose
     formula.style.fontSize = formula.dataset.size;
     unframe(formula);
     const inside = formula.querySelector("mjx-math");
-    const scale = formula.clientWidth / inside.getBoundingClientRect().width;
+    const scale = roomFor(formula) / inside.getBoundingClientRect().width;
     if (scale >= 1) return;
     const size = parseFloat(getComputedStyle(formula).fontSize);
     formula.style.fontSize = size * Math.max(SMALLEST_FORMULA, 0.98 * scale) + "px";
@@ -80,7 +89,7 @@
 
   function fitAll() {
     document.querySelectorAll("article table").forEach(fitTable);
-    document.querySelectorAll("article mjx-container[display]").forEach(fitFormula);
+    document.querySelectorAll("article mjx-container").forEach(fitFormula);
   }
 
   function start() {
