@@ -7,7 +7,7 @@ __all__ = ['lora_model_kernels', 'projection_errors', 'failure_bound', 'expected
 
 # %% ../nbs/26_lora_kernel.ipynb #3b0de4fa
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -92,8 +92,8 @@ def log_log_slope(
         raise ValueError(
             "a slope with an interval needs at least three positive ranks and as many positive errors"
         )
-    fitted = stats.linregress(logs[0].numpy(), logs[1].numpy())
-    slope, error = float(fitted[0]), float(fitted[4])
+    fitted: Any = stats.linregress(logs[0].numpy(), logs[1].numpy())
+    slope, error = float(fitted.slope), float(fitted.stderr)
     half = error * float(stats.t.ppf(0.975, len(logs[0]) - 2))
     return slope, slope - half, slope + half
 
