@@ -124,9 +124,7 @@ class _Function(PreTrainedModel):
     ):
         super().__init__(config)
         if config.backbone is None:
-            raise ClassifierError(
-                "the configuration names no backbone; give ClassifierConfig(backbone=…) the configuration of one"
-            )
+            raise ClassifierError("this configuration has no backbone: give ClassifierConfig one")
         config.pooling = choose_pooling(config.backbone, config.pooling)
         self.backbone = (
             build_backbone(config.backbone) if backbone is None else keep_weights(backbone)

@@ -55,8 +55,10 @@ MODELS = {
     "book",
     "embedded_model",
     "finished_run",
+    "python",
     "shared_models",
     "small_request",
+    "warm_kernels",
     "tiny_checkpoint",
     "tiny_model",
 }  # a test that asks for one of these fixtures is not quick
@@ -78,6 +80,7 @@ SLOW = {
     "record",
     "saved_logits",
     "test_importing_every_module_opens_no_connection_and_needs_no_tool",
+    "warm_python",
     "wheel",
 }  # groups and tests that need a book, a data set, processes, or many seconds
 

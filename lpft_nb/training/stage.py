@@ -102,7 +102,7 @@ class Stage(Protocol):
     def run(
         self,
         model: "Classifier",  # prepared; changed in place
-        data: StageData,
+        data: StageData,  # splits, their features, and where and how to compute
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # history rows; facts
         "Train."
         ...
