@@ -101,8 +101,8 @@ MUTANTS = (
     Mutant(
         "of equal penalties the weakest is taken",
         "linear_probe.py",
-        "best = accuracy.mean(dim=1).mul(1e12).round().argmax().item()",
-        "best = len(grid) - 1 - accuracy.mean(dim=1).mul(1e12).round().flip(0).argmax().item()",
+        "best = int(accuracy.mean(dim=1).mul(1e12).round().argmax())",
+        "best = len(grid) - 1 - int(accuracy.mean(dim=1).mul(1e12).round().flip(0).argmax())",
         ("test_linear_probe.py::test_ties_go_to_the_strongest_penalty_whatever_the_order",),
     ),
     # --- training

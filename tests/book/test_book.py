@@ -218,6 +218,9 @@ def executed_notebook(error: bool = False) -> dict:
     }
 
 
+EXTENSION = ("nbs/_ext/lpft_book.py", "nbs/_ext/warm_python.py")
+
+
 def test_the_newest_run_that_came_through_becomes_a_page(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import book as book_script
@@ -226,7 +229,7 @@ def test_the_newest_run_that_came_through_becomes_a_page(tmp_path, monkeypatch):
     (project / "runs").mkdir(parents=True)
     (project / "nbs" / "_ext").mkdir(parents=True)
     shutil.copytree(ROOT / "nbs" / "_static", project / "nbs" / "_static")
-    for name in ("_config.yml", "references.bib", "nbs/references.md", "nbs/_ext/lpft_book.py"):
+    for name in ("_config.yml", "references.bib", "nbs/references.md", *EXTENSION):
         shutil.copyfile(ROOT / name, project / name)
     (project / "nbs" / "home.md").write_text("# Home\n\nSee {cite:t}`kumar2022finetuning`.\n")
     (project / "_toc.yml").write_text(
