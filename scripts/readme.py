@@ -102,16 +102,25 @@ def convert(notebook: nbformat.NotebookNode, bibliography: BibliographyData) -> 
     return "\n\n".join([NOTE, *(text.strip() for text in texts if text.strip())]) + "\n"
 
 
-def make_readme() -> str:
-    """Execute the home page and convert it."""
-    notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+def read_home() -> nbformat.NotebookNode:
+    """The home page as it stands, without outputs."""
+    return nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+
+
+def make_readme(executed: nbformat.NotebookNode) -> str:
+    """The README of a home page with its outputs."""
+    return convert(executed, parse_file(str(ROOT / "references.bib")))
+
+
+def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The home page with its outputs."""
     client = NotebookClient(
         notebook,
         timeout=300,
         kernel_name="python3",
         resources={"metadata": {"path": str(ROOT / "nbs")}},
     )
-    return convert(client.execute(), parse_file(str(ROOT / "references.bib")))
+    return client.execute()
 
 
 def figure_rows():
@@ -170,6 +179,6 @@ def without_measured_numbers(text: str) -> str:
 if __name__ == "__main__":
     if "--write" in sys.argv[1:]:
         FIGURE.write_text(make_figure(), encoding="utf-8")
-        (ROOT / "README.md").write_text(make_readme(), encoding="utf-8")
+        (ROOT / "README.md").write_text(make_readme(execute(read_home())), encoding="utf-8")
     else:
-        print(make_readme(), end="")
+        print(make_readme(execute(read_home())), end="")

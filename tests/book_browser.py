@@ -59,3 +59,19 @@ def open_page(browser, address: str) -> tuple[list[str], list[str]]:
         if event["method"] == "Network.requestWillBeSent"
     ]
     return errors, asked
+
+
+def check_content(browser):
+    """Formulas are set without errors; every image has arrived."""
+    formulas = browser.find_elements("css selector", "article .math")
+    set_formulas = browser.execute_script(
+        "return document.querySelectorAll('article .math mjx-container').length"
+    )
+    assert set_formulas >= len(formulas)
+    assert not browser.find_elements(
+        "css selector", "mjx-merror, [data-mml-node='merror'], [data-mjx-error]"
+    )
+    missing = browser.execute_script(
+        "return Array.from(document.images).filter(i => i.loading !== 'lazy' && (!i.complete || !i.naturalWidth)).map(i => i.src)"
+    )
+    assert not missing

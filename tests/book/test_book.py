@@ -1,4 +1,4 @@
-"""The rendered book, read as files and opened in headless Chromium, by file path and over HTTP."""
+"""The rendered book, read as files and opened in headless Chromium over HTTP; test_layout.py opens every page by its path."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
-from book_browser import bs4, in_browser, open_page, soup
+from book_browser import bs4, check_content, in_browser, open_page, soup
 from book_build import ROOT, toc_pages
 
 PAGES = toc_pages()
@@ -106,36 +106,6 @@ def test_every_page_of_the_table_of_contents_is_linked_from_the_home_page(book):
 
 
 # --- the pages in a browser
-
-
-def check_content(browser):
-    """Formulas are set without errors; every image has arrived."""
-    formulas = browser.find_elements("css selector", "article .math")
-    set_formulas = browser.execute_script(
-        "return document.querySelectorAll('article .math mjx-container').length"
-    )
-    assert set_formulas >= len(formulas)
-    assert not browser.find_elements(
-        "css selector", "mjx-merror, [data-mml-node='merror'], [data-mjx-error]"
-    )
-    missing = browser.execute_script(
-        "return Array.from(document.images).filter(i => i.loading !== 'lazy' && (!i.complete || !i.naturalWidth)).map(i => i.src)"
-    )
-    assert not missing
-
-
-@in_browser
-@pytest.mark.parametrize("page", PAGES)
-def test_page_opened_by_file_path(book, browser, page):
-    errors, asked = open_page(browser, (book.html / f"{page}.html").as_uri())
-    assert not errors
-    assert {urlsplit(address).scheme for address in asked} <= {
-        "file",
-        "data",
-        "blob",
-        "chrome",
-    }  # chrome: the browser's own empty tab
-    check_content(browser)
 
 
 @in_browser

@@ -1,5 +1,6 @@
 """The wheel: what is in it, and that it works in an empty environment with no checkout near."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import zipfile
 from email.message import Message
 from email.parser import Parser
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import Distribution, PackagePath, distribution
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,14 @@ def pip_for(programs: Path) -> list:
     return [sys.executable, "-m", "pip", "--python", programs / "python"]
 
 
+def links(needed: Distribution) -> list[PackagePath]:
+    """The files of a distribution, programs left out (their first line names another Python), bytecode where it lies."""
+    files = [file for file in needed.files if file.parts[0] != ".." and file.suffix != ".pyc"]
+    modules = [str(file) for file in files if file.suffix == ".py"]
+    bytecode = map(PackagePath, map(importlib.util.cache_from_source, modules))
+    return [*files, *(file for file in bytecode if needed.locate_file(file).is_file())]
+
+
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
     """The folder of programs of an environment that holds the wheel, what it requires, and nothing else.
@@ -146,10 +155,9 @@ def installed(wheel, tmp_path_factory) -> Path:
     )
     found = required(metadata_of(wheel).get_all("Requires-Dist"), {"offline"}, {})
     for needed in {item.name: item for item in found.values()}.values():
-        for file in needed.files:
-            if file.parts[0] != "..":  # programs stay behind: their first line names another Python
-                (site / file).parent.mkdir(parents=True, exist_ok=True)
-                (site / file).symlink_to(needed.locate_file(file))
+        for file in links(needed):
+            (site / file).parent.mkdir(parents=True, exist_ok=True)
+            (site / file).symlink_to(needed.locate_file(file))
     run([*pip_for(programs), "install", "--no-deps", wheel])
     return programs
 
@@ -207,6 +215,9 @@ def test_installed_command_runs_the_experiment_with_no_checkout(
         "-p",
         "epochs",
         "1",
+        "-p",
+        "max_length",
+        "16",
     ]
     command = [installed / "lpft-nb", "run", "lp_ft", *small]
     run(command, cwd=tmp_path, env=clean_environment, timeout=600)
