@@ -25,11 +25,12 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 11
 
-# pip would compile all twenty thousand modules, for a minute; Python compiles those that it imports.
+# pip compiles one module after the other; compileall takes all cores. It complains of templates that are no Python.
 $(STAMP): constraints.txt settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-compile -c constraints.txt setuptools wheel
 	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation --no-compile -e ".[$(EXTRAS)]"
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 	touch $@
 
 # Types, contracts, export and clean notebooks are tests as well: they stand among the quick ones.

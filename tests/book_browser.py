@@ -39,6 +39,7 @@ def soup(path: Path):
 
 def open_page(browser, address: str) -> tuple[list[str], list[str]]:
     """Open a page and wait for its formulas; return the console's errors and the addresses it asked for."""
+    browser.get("about:blank")  # the page before asks for nothing any more
     browser.get_log("browser"), browser.get_log("performance")  # empty both
     browser.get(address)
     state = (
