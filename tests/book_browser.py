@@ -37,6 +37,12 @@ def soup(path: Path):
     return bs4.BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 
+@functools.lru_cache
+def anchors(path: Path) -> set[str]:
+    """What an address on this page may name after its #."""
+    return {element["id"] for element in soup(path).select("[id]")}
+
+
 def open_page(browser, address: str) -> tuple[list[str], list[str]]:
     """Open a page and wait for its formulas; return the console's errors and the addresses it asked for."""
     browser.get("about:blank")  # the page before asks for nothing any more

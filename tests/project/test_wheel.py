@@ -205,7 +205,7 @@ def test_installed_command_runs_the_experiment_with_no_checkout(
     small = [
         "-p",
         "methods",
-        "LP,FT",
+        "LP",
         "-p",
         "seeds",
         "0",
