@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 # %% ../../nbs/01a_docstrings.ipynb #42c1583b
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _source_files(
 PROPERTY_MARKS = ("property", "cached_property", "setter", "getter", "deleter", "overload")
 
 
-def _is_plain_method(node: ast.AST) -> bool:
+def _is_plain_method(node: ast.AST) -> TypeGuard[ast.FunctionDef]:
     "A function definition that is no property, setter or overload."
     marks = [
         ast.unparse(mark).split("(")[0].split(".")[-1]

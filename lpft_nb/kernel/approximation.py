@@ -6,6 +6,7 @@
 __all__ = ['gram_of', 'exact_block', 'measured_error', 'choose_projection']
 
 # %% ../../nbs/21e_choosing_k.ipynb #95123f4d
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,9 +63,10 @@ def measured_error(
 ) -> float:  # relative, in the Frobenius norm
     "Error of the projected F on random examples computed exactly."
     pieces, grams = exact_block(model, side, rules=rules, seed=seed)
-    exact = sum(grams.values())
-    approximate = sum(
-        gram_of([projection(name, one) for one in found]) for name, found in pieces.items()
+    exact = reduce(torch.add, grams.values())
+    approximate = reduce(
+        torch.add,
+        (gram_of([projection(name, one) for one in found]) for name, found in pieces.items()),
     )
     return float((approximate - exact).norm() / exact.norm())
 
@@ -79,7 +81,7 @@ def choose_projection(
 ) -> tuple[Projection, float]:  # and the error that was measured
     "A projection that reaches the relative error asked for on random examples computed exactly."
     pieces, grams = exact_block(model, side, rules=rules, seed=seed)
-    norm = float(sum(grams.values()).norm()) if grams else 0.0
+    norm = float(reduce(torch.add, grams.values()).norm()) if grams else 0.0
     per_dimension = error_per_dimension(pieces, grams, gram_of=gram_of, seed=seed)
     dimension = dimension_for(relative_error, per_dimension, norm)
     if norm == 0:

@@ -90,8 +90,8 @@ def rule_table(
     ]
     frame = (
         pd.DataFrame(rows, columns=["rule", "parameters"])
-        .groupby("rule")["parameters"]
-        .agg(tensors="size", parameters="sum")
+        .groupby("rule")
+        .agg(tensors=("parameters", "size"), parameters=("parameters", "sum"))
     )
     frame["share"] = frame["parameters"] / max(int(frame["parameters"].sum()), 1)
     return frame.sort_values("parameters", ascending=False)

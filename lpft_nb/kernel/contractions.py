@@ -9,6 +9,9 @@ __all__ = ['LEAF', 'WRITE_COST', 'ELEMENT_COST', 'HALF_COST', 'columns_at_once',
            'gradient_index', 'add_rows', 'add_single_pairs', 'add_inner_products']
 
 # %% ../../nbs/20a_contractions.ipynb #a7ae007c
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 
 from .gradient_factors import Factors, Piece, Rows, Vectors
@@ -92,7 +95,7 @@ def add_gram(
 
 
 def gradients_of(
-    pieces: list[Piece],  # one parameter's gradients
+    pieces: Sequence[Piece],  # one parameter's gradients
 ) -> int:
     "How many gradients a list of pieces holds: examples times classes."
     return sum(len(found) * classes_of(found) for found in pieces)
@@ -352,10 +355,9 @@ def add_inner_products(
 
     Without `right` both sides are `left`, and only the part on and above the diagonal is to be used.
     """
-    kind = type(left[0])
-    if kind is Factors:
-        add_factors(left, right, out, workspace=workspace)
-    elif kind is Rows:
-        add_rows(left, right, out)
-    else:
-        add_vectors(left, right, out)
+    adding: dict[type[Piece], Callable[..., None]] = {
+        Factors: partial(add_factors, workspace=workspace),
+        Rows: add_rows,
+        Vectors: add_vectors,
+    }
+    adding[type(left[0])](left, right, out)

@@ -12,7 +12,8 @@ __all__ = ['Piece', 'KernelError', 'check_model', 'kernel_parameters', 'owners',
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -131,7 +132,7 @@ class Use:
     "One call of a module: its input (N, T, in) or ids (N, T), and its output (N, T, out)."
 
     module: nn.Module
-    given: torch.Tensor  # (N, T, in), or ids (N, T)
+    given: torch.Tensor  # (N, T, in), or ids (N, T); (0,) where it was called by keyword alone
     output: torch.Tensor  # (N, T, out)
 
 
@@ -142,8 +143,8 @@ def recorded(
     "Collect the calls of some modules during a forward pass."
     uses, handles = [], []
 
-    def note(module, arguments, output):
-        uses.append(Use(module, arguments[0] if arguments else None, output))
+    def note(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor):
+        uses.append(Use(module, arguments[0] if arguments else torch.empty(0), output))
 
     try:
         handles = [module.register_forward_hook(note) for module in modules]
@@ -264,11 +265,15 @@ def piece(
 ) -> Piece:
     "The gradients of one parameter from all its uses, added before any inner product is taken."
     if rule == "shift":
-        return Vectors(sum(cotangent.sum(dim=2) for _, cotangent in used))
+        return Vectors(reduce(torch.add, (cotangent.sum(dim=2) for _, cotangent in used)))
     if rule == "scale":
         return Vectors(
-            sum(
-                (cotangent * tokens(normalised(use))[:, None]).sum(dim=2) for use, cotangent in used
+            reduce(
+                torch.add,
+                (
+                    (cotangent * tokens(normalised(use))[:, None]).sum(dim=2)
+                    for use, cotangent in used
+                ),
             )
         )
     cotangent = (
@@ -289,7 +294,7 @@ def masked_ids(
 ) -> torch.Tensor:  # (N, T)
     "Token ids; −1 where the table keeps its row fixed."
     ids = use.given.reshape(len(use.given), -1)
-    fixed = use.module.padding_idx
+    fixed = cast(nn.Embedding, use.module).padding_idx
     return ids if fixed is None else ids.masked_fill(ids == fixed, -1)
 
 # %% ../../nbs/20_gradient_factors.ipynb #5085a08c
@@ -336,14 +341,15 @@ def check_uses(
     uses: list[Use],  # recorded calls
     examples: int,  # N
 ) -> None:
-    "Every recorded output must hold one row for each example."
+    "Every recorded input and output must hold one row for each example."
     for use in uses:
         if use.output.shape[0] != examples or use.given.shape[0] != examples:
             name = next(
                 name for name, module in model.backbone.named_modules() if module is use.module
             )
             raise KernelError(
-                f"{name} returned {tuple(use.output.shape)} for {examples} examples: its outputs are not one row an example"
+                f"{name} took {tuple(use.given.shape)} and returned {tuple(use.output.shape)} for {examples} examples: "
+                "expected one row an example in both; let plain autograd take its parameters (rule 'explicit')"
             )
 
 # %% ../../nbs/20_gradient_factors.ipynb #371b5872

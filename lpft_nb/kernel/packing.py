@@ -21,6 +21,7 @@ def gemm_rate(
 ) -> float:  # a second
     "Multiplications and additions of a matrix product, measured on one that takes milliseconds."
     side = torch.ones(768, 768, dtype=dtype, device=device)
+    seconds = 0.0  # of the last of three: the first ones warm up
     for _ in range(3):
         started = time.perf_counter()
         side @ side

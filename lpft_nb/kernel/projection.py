@@ -42,9 +42,10 @@ class Projection:
                 torch.randint(2, (size, self.dimension), generator=generator, dtype=torch.int8)
                 for size in sizes
             ]
-            self.signs[name] = tuple(
+            left, right = (
                 (2 * table.to(found.given.device) - 1).to(found.given.dtype) for table in drawn
             )
+            self.signs[name] = left, right
         return self.signs[name]
 
     def __call__(

@@ -44,6 +44,7 @@ def model_hash(
     trainable = sorted(
         name for name, parameter in model.named_parameters() if parameter.requires_grad
     )
+    assert model.config.backbone is not None  # a Classifier refuses to be made without one
     backbone = json.loads(model.config.backbone.to_json_string())
     backbone.pop("transformers_version", None)
     return content_hash(weights, trainable, model.config.pooling, model.config.lora, backbone)

@@ -136,11 +136,12 @@ def accumulate(
         captured = partial(
             capture, work.model, rules=rules, chunk=plan.chunk, transform=work.transform
         )
-        held = left = right = None
+        held: int | None = None
+        left: dict[str, list[Piece]] = {}
         for i, j in pairs:
             right = None  # its room is needed for what is captured next
             if held != i:
-                left = None  # the same
+                left = {}  # the same
                 left, held = captured(work.sides[0], rows[i]), i
             if len(work.sides) == 2 or i != j:
                 right = captured(work.sides[-1], columns[j])
@@ -163,12 +164,12 @@ def accumulate(
 
 def drop(
     names: list[str],  # parameters that are done
-    *sides: dict[str, list[Piece] | None] | None,  # captured gradients; None: no such side
+    *sides: dict[str, list[Piece]] | None,  # captured gradients; None: no such side
 ) -> None:
     "Give up the gradients of some parameters."
     for pieces in sides:
         if pieces is not None:
-            pieces.update(dict.fromkeys(names))
+            pieces.update({name: [] for name in names})
 
 # %% ../../nbs/21d_streaming.ipynb #8f3e46bd
 def within_memory(

@@ -117,13 +117,14 @@ def _descend(
         if not records[epoch, 0].item() <= limit:
             return records[: epoch + 1]
         if epoch == epochs:
-            return records
+            break
         if batch_size is None:
             head -= learning_rate * gradient
             continue
         for rows in torch.randperm(len(matrix), generator=generator).split(batch_size):
             part = matrix[rows]
             head -= learning_rate * step(head, part, targets[:, rows], logits=head @ part.T)[1]
+    return records
 
 
 def _divergence(history: pd.DataFrame, learning_rate: float, stable: float) -> str:

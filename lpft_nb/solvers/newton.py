@@ -109,7 +109,7 @@ def _row_size(matrix: torch.Tensor) -> float:
 def make_design(features: torch.Tensor, bias: bool) -> Design:
     "Centre (with a bias), rotate (when N < h) and extend the (N, h) features."
     mean = features.mean(dim=0) if bias else None
-    matrix = features - mean if bias else features
+    matrix = features if mean is None else features - mean
     rotation = None
     if matrix.shape[0] < matrix.shape[1]:
         rotation, triangle = torch.linalg.qr(matrix.T)
@@ -257,7 +257,7 @@ def _line_search(
     direction, direction_scores = step
     start, slope = objective_of(problems, targets, design), _inner(gradient, direction)
     rounding = 1e-14 * start.abs()
-    length = torch.ones_like(start)
+    moved, length = problems, torch.ones_like(start)
     for _ in range(40):
         moved = replace(
             problems,

@@ -108,17 +108,14 @@ def parse_size(
     match = re.fullmatch(
         r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size), flags=re.ASCII | re.IGNORECASE
     )
-    unit = (match.group(2).lower() or "b") if match else None
-    if isinstance(size, bool) or unit not in _UNITS:
+    unit = _UNITS.get(match.group(2).lower() or "b") if match else None
+    if match is None or unit is None or isinstance(size, bool):
         raise ValueError(
             f'expected a size such as "2GiB", "500MB" or a whole number of bytes, got {size!r}. '
             "Units: B, kB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024)."
         )
-    return (
-        round(float(match.group(1)) * _UNITS[unit])
-        if "." in match.group(1)
-        else int(match.group(1)) * _UNITS[unit]
-    )
+    number = match.group(1)
+    return round(float(number) * unit) if "." in number else int(number) * unit
 
 
 def format_size(
@@ -127,11 +124,12 @@ def format_size(
     "The size in the largest binary unit that leaves a number of at least one, with one decimal."
     if size < 0:
         raise ValueError(f"expected a number of bytes, zero or more, got {size}.")
+    number = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if float(f"{size:.1f}") < 1024:
-            return f"{size:.1f}".removesuffix(".0") + f" {unit}"
-        size /= 1024
-    return f"{size:.1f}".removesuffix(".0") + " TiB"
+        if float(f"{number:.1f}") < 1024:
+            return f"{number:.1f}".removesuffix(".0") + f" {unit}"
+        number /= 1024
+    return f"{number:.1f}".removesuffix(".0") + " TiB"
 
 # %% ../../nbs/07_cache.ipynb #ebe7984a
 def write_atomically(

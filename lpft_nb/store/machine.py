@@ -229,11 +229,11 @@ class World:
         error: type[Exception] = MachineError,  # what to raise where another process is at fault
     ) -> None:
         "Add up what the processes have computed, after a check that all of them got there with the same thing."
-        told = [(key, None if failure is None else f"{type(failure).__name__}: {failure}")]
-        if self.size > 1:
-            import torch
+        import torch
 
-            mine, told = told[0], [None] * self.size
+        mine = (key, None if failure is None else f"{type(failure).__name__}: {failure}")
+        told = [mine] * self.size  # by process, once they are gathered
+        if self.size > 1:
             torch.distributed.all_gather_object(told, mine)
         if failure is not None:
             raise failure

@@ -72,12 +72,11 @@ def _rows_at_once(rows: Any, check: Callable, allowed: dict[str, set[type]]) -> 
     return rows if right else check(rows)
 
 
-def _rows_of(row: type) -> Any:
-    "The type of a list of such rows."
+def _at_once(row: type) -> WrapValidator:
+    "How a list of such rows is checked."
     hints = get_type_hints(row).items()
     allowed = {name: {str} if of is str else {int, float, NoneType} for name, of in hints}
-    at_once = WrapValidator(lambda rows, check: _rows_at_once(rows, check, allowed))
-    return Annotated[list[row], at_once]
+    return WrapValidator(lambda rows, check: _rows_at_once(rows, check, allowed))
 
 # %% ../../nbs/08a_record.ipynb #68f2a21d
 class _Open(BaseModel):
@@ -131,8 +130,8 @@ class Record(BaseModel):
     status: Literal["finished", "failed"]
     error: str | None  # the message of a failed run
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
-    metrics: _rows_of(MetricRow)
-    history: _rows_of(HistoryRow)
+    metrics: Annotated[list[MetricRow], _at_once(MetricRow)]
+    history: Annotated[list[HistoryRow], _at_once(HistoryRow)]
     arrays: _Name | None  # the safetensors file beside the record
 
 
@@ -314,11 +313,12 @@ def write_record(
     rows = {name: plain(record[name], null) for name in ("metrics", "history") if name in record}
     record = plain(record | rows)
     name = record.setdefault("run_id", record_id(record))
-    record["arrays"] = f"{name}.safetensors" if arrays else None
+    beside = f"{name}.safetensors"
+    record["arrays"] = beside if arrays else None
     check_record(record)
     if arrays:
         metadata = {"run_id": name, "axes": canonical_json(_axes_of(arrays, axes))}
-        write_tensors(Path(directory) / record["arrays"], arrays, metadata)
+        write_tensors(Path(directory) / beside, arrays, metadata)
     return write_atomically(Path(directory) / f"{name}.json", record_text(record))
 
 # %% ../../nbs/08a_record.ipynb #6a9beac3

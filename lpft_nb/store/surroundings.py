@@ -60,7 +60,8 @@ def _commit_of(
 @functools.cache
 def _git_commit() -> str | None:
     "Commit of the checkout that this package was imported from; git is asked once a process."
-    return _commit_of(Path(importlib.util.find_spec("lpft_nb").origin).parent)
+    spec = importlib.util.find_spec("lpft_nb")
+    return _commit_of(Path(spec.origin).parent) if spec and spec.origin else None
 
 # %% ../../nbs/07c_surroundings.ipynb #8cb25fe9
 def _processor() -> str:
