@@ -397,6 +397,13 @@ def test_nan_weights_stop_the_run(task):
         run_stages(model, task, [FineTune(**QUICK)], device="cpu")
 
 
+def test_a_model_without_a_tokenizer_is_refused(task):
+    model = small()
+    model.tokenizer = None
+    with pytest.raises(ValueError, match="fast tokenizer"):
+        run_stages(model, task, [LinearProbe()], device="cpu")
+
+
 # --- a kill between and inside stages --------------------------------------------------------------------------------
 
 

@@ -137,7 +137,7 @@ def values_by_seed(
     rows = results[(results["method"] == method) & (results["metric"] == metric)]
     rows = rows[rows["split"] == split]
     rows = rows[rows["final"]] if stage is None else rows[rows["stage"] == stage]
-    return {task: group.set_index("seed")["value"] for task, group in rows.groupby("task")}
+    return {str(task): group.set_index("seed")["value"] for task, group in rows.groupby("task")}
 
 
 def learning_rates(
@@ -147,7 +147,7 @@ def learning_rates(
     "Learning rates of all runs of a method."
     rows = results[results["final"] & (results["method"] == method)].drop_duplicates("run_id")
     return {
-        task: {json.loads(text).get("learning_rate") for text in group["parameters"]}
+        str(task): {json.loads(text).get("learning_rate") for text in group["parameters"]}
         for task, group in rows.groupby("task")
     }
 
@@ -224,7 +224,10 @@ def feature_verdicts(
         rows = compare(
             results[results["task"].isin(tasks)], *pair, metric="feature_change", by=("task",)
         )
-        moves = {row.task: (row.difference, row.low, row.high) for row in rows.itertuples()}
+        moves = {
+            row["task"]: Interval(row["difference"], row["low"], row["high"])
+            for row in rows.to_dict("records")
+        }
         verdict = judge_sign({task: moves[task] for task in tasks}, above=False)
         found[part] = with_rates(verdict, results, pair, tasks=tasks)
     found["A5d"] = Verdict("not testable", "no record holds a score of class separation")

@@ -109,12 +109,13 @@ def kernel_table(
             f"expected records of one model, got {', '.join(sorted(frame['model'].unique()))}; make a table for each"
         )
     for (task, method), rows in frame.groupby(["task", "method"], sort=False, observed=True):
+        names = {"task": str(task), "method": str(method)}
         for kernel in KERNELS:
             part = rows[rows["kernel"] == kernel]
             if part.empty or (kernel == "P" and task in with_p):
                 continue
             with_p |= {task} if kernel == "P" else set()
-            lines.append(_table_line(part, task=task, method=method, kernel=kernel, solver=solver))
+            lines.append(_table_line(part, **names, kernel=kernel, solver=solver))
     return pd.DataFrame(lines).set_index(["task", "method", "kernel"])
 
 # %% ../../nbs/28a_kernel_tables.ipynb #da9eb8b1
@@ -123,19 +124,19 @@ def spectra(
     axes: "Sequence[Axes] | None" = None,  # two; None: a new figure
 ) -> "Sequence[Axes]":
     "Normalised singular values of P and of F, one line a method."
-    axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)[1] if axes is None else axes
+    panels = plt.subplots(1, 2, figsize=(9, 3), sharey=True)[1] if axes is None else axes
     for path in map(Path, paths):
         record = read_record(path)
         arrays, style = load_arrays(record, path.parent), method_style(record["method"])
         style = {name: style[name] for name in ("color", "linestyle", "label") if name in style}
-        for panel, kernel in zip(axes, ("P", "F"), strict=True):
+        for panel, kernel in zip(panels, ("P", "F"), strict=True):
             values = arrays[f"spectrum/{kernel}"]
             panel.plot(range(1, len(values) + 1), values.clamp(min=1e-12).numpy(), **style)
-    for panel, kernel in zip(axes, ("P", "F"), strict=True):
+    for panel, kernel in zip(panels, ("P", "F"), strict=True):
         panel.set(xscale="log", yscale="log", xlabel="index", title=kernel, ylim=(1e-8, 2))
-    axes[0].set_ylabel("singular value / largest")
-    axes[1].legend()
-    return axes
+    panels[0].set_ylabel("singular value / largest")
+    panels[1].legend()
+    return panels
 
 # %% ../../nbs/28a_kernel_tables.ipynb #d6009d7b
 def heat_maps(

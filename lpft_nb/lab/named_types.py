@@ -220,14 +220,17 @@ class ByMethod:
         return Annotated[Union[item, dict[key, item]], BeforeValidator(_meaning)]  # noqa: UP007
 
 # %% ../../nbs/11f_named_types.ipynb #eac9767d
+_Kind = Literal["every", "free", "training", "lora", "each"]
+
+
 @dataclass(frozen=True)
 class Scope:
     "What a parameter's type says about its part in a run."
 
-    kind: Literal["every", "free", "training", "lora", "each"]
+    kind: _Kind
 
 
-def _scoped(kind: str, name: str, words: str, listed: bool = False) -> type:
+def _scoped(kind: _Kind, name: str, words: str, listed: bool = False) -> type:
     "A container that adds a scope to a type."
 
     def of(cls: type, item: Any) -> Any:

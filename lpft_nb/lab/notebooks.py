@@ -213,6 +213,7 @@ def read_parameters(
         target.id
         for source in injected
         for node in _statements(source)
+        if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
     }

@@ -10,7 +10,7 @@ __all__ = ['Parameter', 'parse_parameters', 'Parameters', 'declared_model', 'par
 import ast
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -52,9 +52,10 @@ def parse_parameters(
             raise ParameterError(
                 f'a parameters cell holds lines such as `epochs: "Positive" = 1  # help` only, found {ast.unparse(node)!r:.80}'
             )
-        quoted = isinstance(node.annotation, ast.Constant)
-        kind = str(node.annotation.value) if quoted else ast.unparse(node.annotation)
-        rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+        said = node.annotation
+        kind = str(said.value) if isinstance(said, ast.Constant) else ast.unparse(said)
+        last = cast(int, node.end_lineno)  # `ast.parse` says it of every node
+        rest = lines[last - 1].encode()[node.end_col_offset :].decode()
         name, help = node.target.id, rest.partition("#")[2].strip()
         found[name] = Parameter(
             name, kind, ast.literal_eval(node.value), help=help, imported=imported or {}
@@ -137,13 +138,14 @@ def check_parameters(
         for name in requested.keys() - declared.keys()
     ]
     given = {name: requested.get(name, one.default) for name, one in declared.items()}
+    checked = None
     try:
         checked = declared_model(declared).model_validate(given)
     except ValidationError as error:
-        found: dict[str, list] = {}
+        found: dict[str, list[Any]] = {}
         for problem in error.errors():
-            found.setdefault(problem["loc"][0], []).append(problem)
+            found.setdefault(str(problem["loc"][0]), []).append(problem)
         wrong += [_complaint(declared[name], given[name], found[name]) for name in found]
-    if wrong:
+    if wrong or checked is None:
         raise ParameterError("; ".join(sorted(wrong)))
     return checked

@@ -243,6 +243,11 @@ def placed(
     folder, found = Path(parameters["output"]) / experiment, {}
     for run in runs:
         if run.model is None and about_model is None:
+            if task is None:
+                raise ParameterError(
+                    f"{experiment}: expected a model in each run of a plan without a task, "
+                    "got a run without; give Run its model, or let the plan take the task"
+                )
             about_model = describe_model_of(parameters, task)
         facts = {"task": run.task or about_task, "model": run.model or about_model}
         run = dataclasses.replace(run, experiment=experiment, **facts)
@@ -327,6 +332,14 @@ def make_each(
         print(f"[{number}/{len(runs)}] {run.name}: {said}", flush=True)
         if done:
             continue
-        path = execute(run, task) if run.make is None else run.make(run)
+        if run.make is not None:
+            path = run.make(run)
+        elif task is not None:
+            path = execute(run, task)
+        else:
+            raise ParameterError(
+                f"{run.name}: expected a task to train on, got none; "
+                "pass the task of the plan, or give Run its make"
+            )
         if path != run.path:
             raise RuntimeError(f"the record was written as {path.name}, planned as {run.path.name}")

@@ -15,6 +15,7 @@ import torch
 
 from ..bootstrap import bootstrap_intervals
 from ..calibration import calibration_metrics
+from ..temperature import Temperature
 from lpft_nb.training.calibration_rows import (
     FITTED_ON,
     UNSEEN,
@@ -49,18 +50,18 @@ def candidates(
 
     found = [
         record
-        for record in read_records(results_folder(parameters.records))[0]
+        for record in read_records(results_folder(parameters["records"]))[0]
         if record["status"] == "finished"
         and record["arrays"] is not None
         and record["experiment"] != "calibration"
     ]
-    of_task = [record for record in found if record["task"]["name"] == parameters.task]
+    of_task = [record for record in found if record["task"]["name"] == parameters["task"]]
     if not of_task:
         there = ", ".join(sorted({record["task"]["name"] for record in found})) or "none"
         raise ParameterError(
             f"task={parameters['task']!r}: no finished run with logits among the records; there are runs of: {there}"
         )
-    source = parameters.source
+    source = parameters["source"]
     if unknown := set(source or []) - {record["run_id"] for record in of_task}:
         raise ParameterError(
             f"source: no finished run with logits has the name {', '.join(sorted(unknown))}"
@@ -76,9 +77,9 @@ def find_sources(
     plain = [
         record
         for record in found
-        if parameters.source is not None or record["experiment"] == "lp_ft"
+        if parameters["source"] is not None or record["experiment"] == "lp_ft"
     ]
-    wanted = [(method, seed) for seed in parameters.seeds for method in parameters.methods]
+    wanted = [(method, seed) for seed in parameters["seeds"] for method in parameters["methods"]]
     by_run: dict[tuple, list] = {
         key: [record for record in plain if (record["method"], record["seed"]) == key]
         for key in wanted
@@ -118,9 +119,8 @@ def interval_rows(
         seed=settings["bootstrap_seed"],
         bins=settings["bins"],
     ).set_index("metric")
-    values = {"accuracy": (logits.argmax(dim=1) == labels).double().mean().item()} | table[
-        "value"
-    ].to_dict()
+    values = {"accuracy": (logits.argmax(dim=1) == labels).double().mean().item()}
+    values |= {str(name): value for name, value in table["value"].items()}
     bounds = {
         f"{name}{suffix}_{side}": value
         for side in ("low", "high")
@@ -139,9 +139,8 @@ def repaired_rows(
     for method in settings["repairs"]:
         scaling, reasons[method] = fit_or_reason(logits[FITTED_ON], labels[FITTED_ON], method)
         if method == "temperature":
-            rows += metric_rows(
-                stage, FITTED_ON, {"temperature": scaling.temperature if scaling else float("nan")}
-            )
+            found = scaling.temperature if isinstance(scaling, Temperature) else float("nan")
+            rows += metric_rows(stage, FITTED_ON, {"temperature": found})
         for split in [name for name in logits if name not in UNSEEN]:
             scaled = scaling.apply(logits[split]) if scaling else logits[split]
             after = interval_rows(

@@ -129,8 +129,8 @@ def kernel_rows(
         kernel.pretrain_effective, kernel.ft_effective, delta, labels=labels
     )
     rows = [
-        kernel_row("train", f"{row.kernel}/{row.statistic}", float(row.value))
-        for row in statistics.itertuples()
+        kernel_row("train", f"{row['kernel']}/{row['statistic']}", float(row["value"]))
+        for row in statistics.to_dict("records")
     ]
     sides = [
         {"P": one.pretrain_effective, "F": one.ft_effective, "P+F": one.total}
@@ -143,8 +143,10 @@ def kernel_rows(
                 sides[0], labels, sides[1], cross_labels=test_labels, solver=solver
             )
         rows += [
-            kernel_row(row.split, f"{row.kernel}/{solver}_{row.metric}", float(row.value))
-            for row in found.itertuples()
+            kernel_row(
+                row["split"], f"{row['kernel']}/{solver}_{row['metric']}", float(row["value"])
+            )
+            for row in found.to_dict("records")
         ]
     return rows + share_rows(kernel)
 

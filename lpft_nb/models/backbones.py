@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -86,7 +87,7 @@ def backbone_class(
             "expected an encoder (BERT-like), a decoder (GPT-like) or a model of the T5 family"
         )
     found = mapping[type(config)]
-    return found[0] if isinstance(found, (list, tuple)) else found
+    return cast(type[PreTrainedModel], found[0] if isinstance(found, (list, tuple)) else found)
 
 
 def choose_pooling(
@@ -118,7 +119,8 @@ def backbone_options(
     supported = getattr(model_class, "_supports_sdpa", False)
     if attention == "sdpa" and not supported:
         logger.info("%s has no sdpa attention: eager is used", model_class.__name__)
-    options = {"attn_implementation": (attention or "sdpa") if supported else "eager"}
+    chosen = (attention or "sdpa") if supported else "eager"
+    options: dict[str, object] = {"attn_implementation": chosen}
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         options["add_pooling_layer"] = False
     return options
@@ -138,7 +140,7 @@ def keep_weights(
 ) -> PreTrainedModel:  # the same
     "Mark every module as initialised, so that building the classifier around it draws nothing anew."
     for module in backbone.modules():
-        module._is_hf_initialized = True
+        vars(module)["_is_hf_initialized"] = True
     return backbone
 
 
@@ -190,7 +192,7 @@ def check_batch(
     input_ids: torch.Tensor | None,  # (N, T) token ids
     attention_mask: torch.Tensor | None,  # (N, T) zeros and ones
     position_limit: int | None = None,  # tokens that fit; None: no limit
-) -> None:
+) -> tuple[torch.Tensor, torch.Tensor]:  # ids and mask, as they are
     "Refuse a batch whose features would be wrong but plausible."
     if input_ids is None or attention_mask is None:
         raise ValueError(
@@ -209,6 +211,7 @@ def check_batch(
             f"{int(lengths.max())} tokens are more than the {position_limit} positions of this "
             "backbone; cut at max_length"
         )
+    return input_ids, attention_mask
 
 
 def prepare_batch(
@@ -218,8 +221,8 @@ def prepare_batch(
     token_type_ids: torch.Tensor | None = None,  # (N, T) 0 for the first text, 1 for the second
 ) -> dict[str, torch.Tensor]:  # (N, T) each, position_ids among them where they are taken
     "Check a batch, move its real tokens to the front and number them."
-    check_batch(input_ids, attention_mask, inputs.position_limit)
-    batch = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+    ids, mask = check_batch(input_ids, attention_mask, inputs.position_limit)
+    batch = {"input_ids": ids, "attention_mask": mask.long()}
     if token_type_ids is not None:
         if not inputs.token_types:
             raise ValueError(f"{inputs.name} has no token types; leave token_type_ids out")

@@ -97,7 +97,7 @@ def embedded_directory(
     "Find an embedded model in its installed package, else on the hub, and verify its weights."
     entry = EMBEDDED_MODELS[name]
     package = importlib.util.find_spec(entry["package"])
-    if package is not None:
+    if package is not None and package.submodule_search_locations:
         directory = Path(package.submodule_search_locations[0]) / "model"
     else:
         directory = download(entry["id"], entry["revision"])
@@ -122,7 +122,7 @@ def download(
     "Fetch configuration, tokenizer and safetensors of a hub model, or find them in the cache."
     from huggingface_hub import snapshot_download
 
-    patterns = [*HUB_FILES, "*.py"] if with_code else list(HUB_FILES)
+    patterns: list[str] = [*HUB_FILES, "*.py"] if with_code else list(HUB_FILES)
     try:
         folder = snapshot_download(
             hub_id,

@@ -6,7 +6,7 @@
 __all__ = ['ClassifierConfig']
 
 # %% ../../nbs/02a_configuration.ipynb #b1256106
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -15,7 +15,7 @@ class ClassifierConfig(PreTrainedConfig):
     "All of f = V φ + b but the weights: the backbone's own configuration, and ours around it."
 
     model_type = "lpft_classifier"
-    sub_configs = {"backbone": AutoConfig}
+    sub_configs: ClassVar[Any] = {"backbone": AutoConfig}
 
     def __init__(
         self,

@@ -104,11 +104,14 @@ def label_map(
     label_names: Sequence[str] | None,  # one for each class; None: LABEL_0, LABEL_1, …
 ) -> dict[int, str]:  # class to name
     "Name the classes."
-    if num_labels is None and label_names is None:
+    if num_labels is not None:
+        count = num_labels
+    elif label_names is not None:
+        count = len(label_names)
+    else:
         raise ClassifierError(
             "num_labels is needed for a backbone without a head of ours; pass num_labels=task.num_labels"
         )
-    count = len(label_names) if num_labels is None else num_labels
     if isinstance(count, bool) or not isinstance(count, int) or count < 2:
         raise ClassifierError(f"num_labels must be an integer of at least 2, got {count!r}")
     names = (

@@ -10,7 +10,7 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from lpft_nb.models.backbones import (
@@ -57,9 +57,10 @@ def load_backbone(
         loader = backbone_class(config)
         own = backbone_options(loader, attention)
     with quiet_transformers():
-        backbone, report = loader.from_pretrained(
+        loaded = loader.from_pretrained(
             directory, config=config, dtype=dtype or torch.float32, **LOADING, **own, **options
         )
+    backbone, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     refuse_incomplete(report, directory.name)
     return backbone
 
@@ -149,15 +150,21 @@ def _read_shape(
     "Build a checkpoint's backbone without numbers and measure it."
     config = load_config(directory)
     saved = isinstance(config, ClassifierConfig)
+    inner = config.backbone if saved else config
+    if inner is None:
+        raise ClassifierError(
+            f"config.json in {directory.name!r}: expected a backbone in it, found none; "
+            "write it with save_pretrained"
+        )
     with torch.device("meta"):
-        backbone = build_backbone(config.backbone if saved else config).eval()
+        backbone = build_backbone(inner).eval()
         if saved and config.lora:
             inject_lora(backbone, **config.lora)
     return _Shape(
         config=config,
         architecture=type(backbone).__name__,
         backbone_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
-        features=config.hidden_size if saved else feature_length(backbone),
+        features=(config.hidden_size if saved else None) or feature_length(backbone),
         position_limit=learned_positions(backbone)[1],
         tokenizer=load_tokenizer(directory),
     )
@@ -183,7 +190,7 @@ def describe_model(
     "What a record says about a model, from its files; no weights are loaded."
     directory, source = locate(name, **hub_options)
     shape = _read_shape(directory, _file_stamp(directory))
-    asked = {"pooling": pooling, "max_tokens": max_length}
+    asked: dict[str, Any] = {"pooling": pooling, "max_tokens": max_length}
     asked = {field: value for field, value in asked.items() if value is not None}
     if isinstance(shape.config, ClassifierConfig):
         config = copy.deepcopy(shape.config)
@@ -197,6 +204,6 @@ def describe_model(
         "pooling": config.pooling,
         "max_length": config.max_tokens,
         "parameters": shape.backbone_parameters
-        + config.num_labels * (shape.features + config.head_bias),
+        + cast(int, config.num_labels) * (shape.features + config.head_bias),
         "architecture": shape.architecture,
     }

@@ -6,7 +6,7 @@
 __all__ = ['QUERY_AND_VALUE', 'FUSED', 'lora_targets', 'inject_lora', 'add_lora', 'merge_lora']
 
 # %% ../../nbs/09a_lora.ipynb #64cff197
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -63,7 +63,7 @@ def inject_lora(
     )
     config = LoraConfig(
         r=r,
-        lora_alpha=alpha,
+        lora_alpha=cast(int, alpha),  # peft divides it by r, whole or not
         target_modules=list(targets),
         lora_dropout=0.0,
         bias="none",

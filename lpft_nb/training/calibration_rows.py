@@ -12,14 +12,15 @@ import warnings
 import torch
 
 from ..calibration import calibration_metrics
-from ..temperature import BoundedTemperatureWarning, CalibrationError, fit_scaling
+from ..temperature import BoundedTemperatureWarning, CalibrationError
+from ..temperature import Scaling, Temperature, fit_scaling
 
 # %% ../../nbs/45_calibration_rows.ipynb #82850978
 def fit_or_reason(
     logits: torch.Tensor,  # (N, C) of the fitting split
     labels: torch.Tensor,  # (N,)
     method: str = "temperature",  # or vector, matrix, isotonic
-) -> tuple[object | None, str]:  # the fitted scaling and "", or None and the reason
+) -> tuple[Scaling | None, str]:  # the fitted scaling and "", or None and the reason
     "Fit a scaling, or say why that is impossible."
     with warnings.catch_warnings():
         warnings.simplefilter("error", BoundedTemperatureWarning)
@@ -59,9 +60,8 @@ def calibration_rows(
             stage, split, {name: value for name, value in values.items() if name != "nll"}
         )  # `nll` is there already
     scaling, reason = fit_or_reason(logits[FITTED_ON], labels[FITTED_ON])
-    rows += metric_rows(
-        stage, FITTED_ON, {"temperature": scaling.temperature if scaling else math.nan}
-    )
+    found = scaling.temperature if isinstance(scaling, Temperature) else math.nan
+    rows += metric_rows(stage, FITTED_ON, {"temperature": found})
     for split in (name for name in logits if name not in UNSEEN):
         scaled = scaling.apply(logits[split].double()) if scaling else logits[split]
         values = calibration_metrics(scaled, labels[split])

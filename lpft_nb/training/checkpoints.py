@@ -12,10 +12,10 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..store.cache import read_tensors, write_atomically, write_tensors
 
@@ -59,8 +59,7 @@ def restore_weights(
             parameter.copy_(weights[name])
 
 # %% ../../nbs/09d_checkpoints.ipynb #8af2bd3c
-MARKER = "complete.json"  # written last: its folder is whole
-BEST = "best.safetensors"
+MARKER, BEST = "complete.json", "best.safetensors"  # marker written last: its folder is whole
 
 
 class BestWeights(TrainerCallback):
@@ -73,7 +72,8 @@ class BestWeights(TrainerCallback):
         steps_an_epoch: int,  # optimiser steps
         minutes_between_checkpoints: float = 10.0,  # math.inf: never
     ):
-        self.metric, self.weights, self.value, self.step = metric, None, -math.inf, 0
+        self.metric, self.value, self.step = metric, -math.inf, 0
+        self.weights: dict[str, torch.Tensor] | None = None  # None: no evaluation gave a number
         self.steps_an_epoch = steps_an_epoch
         self.interval, self.saved_at = 60 * minutes_between_checkpoints, time.monotonic()
 
@@ -88,7 +88,16 @@ class BestWeights(TrainerCallback):
         if args.world_size > 1 or time.monotonic() - self.saved_at >= self.interval:
             control.should_save = self.interval < math.inf
 
-    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+    def on_evaluate(
+        self,
+        args: TrainingArguments,  # unused
+        state: TrainerState,  # for the step
+        control: TrainerControl,  # unused
+        *,
+        model: torch.nn.Module,  # as it was evaluated
+        metrics: dict[str, float],  # by the Trainer's names
+        **kwargs: Any,  # unused
+    ):
         if metrics[self.metric] > self.value:
             self.value, self.step = metrics[self.metric], state.global_step
             self.weights = trained_weights(model)
@@ -97,7 +106,7 @@ class BestWeights(TrainerCallback):
         self.saved_at = time.monotonic()
         if not state.is_world_process_zero:
             return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}"
         if self.weights is not None:
             write_tensors(folder / BEST, self.weights, {})
         found = {"value": None if self.weights is None else self.value, "step": self.step}

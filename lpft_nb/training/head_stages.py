@@ -61,7 +61,11 @@ class LinearProbe:
         data: StageData,
     ) -> tuple[list[dict], dict]:  # history rows; facts
         "Train."
-        return (_fit_exactly if self.epochs is None else _fit_by_steps)(model, data, self)
+        if self.epochs is None or self.learning_rate is None:
+            return _fit_exactly(model, data, self)
+        return _fit_by_steps(
+            model, data, self, epochs=self.epochs, learning_rate=self.learning_rate
+        )
 
 # %% ../../nbs/10d_head_stages.ipynb #dd7c09fc
 def _fit_exactly(
@@ -83,15 +87,20 @@ def _fit_exactly(
 
 # %% ../../nbs/10d_head_stages.ipynb #08b62711
 def _fit_by_steps(
-    model: "Classifier", data: StageData, probe: LinearProbe
+    model: "Classifier",
+    data: StageData,
+    probe: LinearProbe,
+    *,
+    epochs: int,
+    learning_rate: float,
 ) -> tuple[list[dict], dict]:
     "Move the head by gradient steps on the frozen features: history of loss, head norm and accuracy; no further facts."
     bias = model.head.bias
     path = probe_path(
         data.features["train"],
         torch.tensor(data.encoded["train"].labels),
-        epochs=probe.epochs,
-        learning_rate=probe.learning_rate,
+        epochs=epochs,
+        learning_rate=learning_rate,
         num_classes=data.num_labels,
         bias=bias is not None,
         weight=model.head.weight.detach(),
@@ -102,8 +111,13 @@ def _fit_by_steps(
     )
     set_head(model, path.weight, path.bias)
     return [
-        dict(step=int(row.epoch), epoch=float(row.epoch), metric=row.metric, value=float(row.value))
-        for row in path.history.melt(id_vars="epoch", var_name="metric").itertuples()
+        dict(
+            step=int(row["epoch"]),
+            epoch=float(row["epoch"]),
+            metric=row["metric"],
+            value=float(row["value"]),
+        )
+        for row in path.history.melt(id_vars="epoch", var_name="metric").to_dict("records")
     ], {}
 
 # %% ../../nbs/10d_head_stages.ipynb #f26d318b

@@ -9,10 +9,10 @@ __all__ = ['mean_cross_entropy', 'is_head', 'parameter_groups', 'DivergenceError
 # %% ../../nbs/09_fine_tuning.ipynb #b001c9df
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_utils import EvalPrediction
 
@@ -41,7 +41,8 @@ def mean_cross_entropy(
     num_items_in_batch: torch.Tensor | int | None = None,  # labels in the global batch; None: here
 ) -> torch.Tensor:  # scalar, nats
     "Cross-entropy averaged over the examples of the whole global batch."
-    return cross_entropy(outputs.logits, labels, ignore=IGNORED, count=num_items_in_batch)
+    logits = cast(torch.Tensor, outputs.logits)  # a Classifier always gives them
+    return cross_entropy(logits, labels, ignore=IGNORED, count=num_items_in_batch)
 
 # %% ../../nbs/09_fine_tuning.ipynb #0e185d24
 def is_head(
@@ -143,7 +144,15 @@ class ShowProgress(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.shown.step()
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(
+        self,
+        args: TrainingArguments,  # for the number of epochs
+        state: TrainerState,  # for the epoch
+        control: TrainerControl,  # unused
+        *,
+        metrics: dict[str, float],  # by the Trainer's names
+        **kwargs: Any,  # unused
+    ):
         epoch = f"epoch {state.epoch:.0f}/{args.num_train_epochs:g}"
         accuracy = f"validation accuracy {metrics['eval_accuracy']:.3f}"
         self.shown.say(f"{epoch}, {accuracy}, nll {metrics['eval_nll']:.3f}")
@@ -183,18 +192,21 @@ def head_norm(
 class StageTrainer(Trainer):
     "The Hugging Face Trainer with `EpochSampler`, the head norm ‖V‖_F in each log entry and a `DivergenceCheck`."
 
+    model: "Classifier"
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler  # made before the first step
+
     def __init__(self, *args, sampler: EpochSampler, **kwargs):
         super().__init__(*args, **kwargs)
         expected = HEAD_STANDARD_DEVIATION * self.model.head.weight.numel() ** 0.5
         ratio = head_norm(self.model) / expected
-        self.sampler, self.check = sampler, DivergenceCheck(self.model.config.num_labels, ratio)
+        self.sampler, self.check = sampler, DivergenceCheck(self.model.head.out_features, ratio)
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
 
     def look_at(self, loss: float) -> None:
         "Stop the training where its loss says that it has failed."
-        rate = max(self.lr_scheduler.get_last_lr())
+        rate = float(max(self.lr_scheduler.get_last_lr()))
         self.check(loss, step=self.state.global_step, learning_rate=rate)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -368,5 +380,10 @@ def _train_from_checkpoint(trainer: StageTrainer, best: BestWeights, folder: Pat
         best.load(resume)
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    if best.weights is None:
+        raise ValueError(
+            f"expected a number for {best.metric} after some epoch, got NaN after each: "
+            "none is the best; choose another selection metric or validation split"
+        )
     model = trainer.accelerator.unwrap_model(trainer.model)
     restore_weights(model, best.weights, f"the best epoch's checkpoint in {folder}")

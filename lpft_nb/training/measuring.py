@@ -11,13 +11,15 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from ..classifier import features_of
 from ..features import feature_statistics
 from ..metrics import classification_metrics
+from ..models.checkpoints import ClassifierError
 from ..store.cache import cached, content_hash
 from .batches import EncodedDataset
 from .calibration_rows import calibration_rows, metric_rows
@@ -60,6 +62,11 @@ def encode_split(
     max_length: int,  # tokens; longer texts are cut and counted
 ) -> EncodedDataset:
     "Tokenise a split, through the cache."
+    if not isinstance(model.tokenizer, PreTrainedTokenizerFast):
+        raise ClassifierError(
+            f"expected a fast tokenizer (tokenizer.json), got {model.tokenizer!r:.60}; "
+            "set model.tokenizer to one"
+        )
     texts = {name: list(split[name]) for name in split.column_names if name != "label"}
     tokenizer = {
         name: part
@@ -89,7 +96,7 @@ def split_features(
     device: str,  # cpu or cuda
 ) -> dict[str, torch.Tensor]:  # by split, (N, h) float32
     "The features φ of every split, computed now."
-    model.to(device)
+    cast(torch.nn.Module, model).to(device)
     return {split: features_of(model, data.inputs) for split, data in encoded.items()}
 
 

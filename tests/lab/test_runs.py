@@ -237,6 +237,15 @@ def test_a_plan_without_runs_or_with_two_of_one_name_is_refused(tmp_path):
     assert [one.path.parent for one in placed([run], **options)] == [tmp_path / "x"]
 
 
+def test_a_run_without_a_task_must_bring_its_model_and_its_make(tmp_path):
+    parameters = EXPERIMENTS["calibration"].check({"output": str(tmp_path)})
+    options = {"experiment": "x", "parameters": parameters, "task": None}
+    with pytest.raises(ParameterError, match="expected a model in each run"):
+        placed([Run("FT", 0, {"a": 1}, task=TASK)], **options)
+    with pytest.raises(ParameterError, match="expected a task to train on"):
+        make_each(placed([Run("FT", 0, {"a": 1}, task=TASK, model=MODEL)], **options))
+
+
 @pytest.mark.parametrize("change", [{"task": "no-such-task"}, {"model": "no-such-model"}], ids=str)
 def test_unknown_task_or_model_is_a_parameter_error(small_request, change):
     with pytest.raises(ParameterError, match=f"{next(iter(change))}='no-such"):

@@ -1,5 +1,7 @@
 """Saved models come back bit for bit, backbones get a head, what does not fit is refused, and descriptions agree with the loaded model."""
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -279,3 +281,12 @@ def test_a_description_refuses_what_loading_refuses(tiny_model, tmp_path, name, 
     for ask in (describe_model, Classifier.from_pretrained):
         with pytest.raises(ValueError, match=message):
             ask(tmp_path / name, **asked)
+
+
+def test_a_saved_configuration_without_a_backbone_is_refused(tiny_model, tmp_path):
+    tiny_model("bert").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"backbone": None}))
+    for ask in (describe_model, Classifier.from_pretrained):
+        with pytest.raises(ClassifierError, match="backbone"):
+            ask(tmp_path, num_labels=3)

@@ -155,6 +155,17 @@ def test_best_epoch_is_kept(tmp_path, monkeypatch):
         assert torch.equal(p, seen[1][name]), name
 
 
+def test_a_validation_without_a_number_is_named(tmp_path, monkeypatch):
+    import lpft_nb.training.loop as loop
+
+    monkeypatch.setattr(
+        loop, "validation_metrics", lambda prediction, selection: dict(accuracy=math.nan, nll=1.0)
+    )
+    data, stage = (toy_data(16), toy_data(8, seed=1)), quick_stage(epochs=1)
+    with pytest.raises(ValueError, match="expected a number for eval_accuracy"):
+        train(small_model(), *data, stage, seed=0, folder=tmp_path)
+
+
 def test_two_learning_rates(tmp_path):
     model = small_model()
     before = state(model)
