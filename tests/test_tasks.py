@@ -261,7 +261,7 @@ BAD = {
     ),
     "label out of range in test": (
         LabelError,
-        "bad/test: 1 of 8 labels.*found 2",
+        "test.jsonl, line 3, column 'label': 1 of 8 labels.*found 2",
         changed("test", lambda rows: rows[2].update(label=2)),
     ),
     "negative label in train": (
@@ -269,16 +269,20 @@ BAD = {
         "found -1, 0, 1",
         changed("train", lambda rows: rows[2].update(label=-1)),
     ),
-    "labels start at one": (
+    "labels with a gap": (
         LabelError,
-        "must be 0, 1, ..., C-1",
+        "must be 0, 1, ..., C-1, or 1, 2, ..., C, found 0, 2.*write names",
         {
-            split: [row | {"label": row["label"] + 1} for row in rows]
+            split: [row | {"label": 2 * row["label"]} for row in rows]
             for split, rows in GOOD.items()
         },
     ),
     "float label": (LabelError, "0.5", changed("train", lambda rows: rows[2].update(label=0.5))),
-    "missing label": (LabelError, "None", changed("validation", lambda rows: rows[2].pop("label"))),
+    "missing label": (
+        LabelError,
+        "validation.jsonl, line 3, column 'label': the label is missing",
+        changed("validation", lambda rows: rows[2].pop("label")),
+    ),
     "string labels in test only": (
         LabelError,
         "'maybe'",
@@ -328,7 +332,9 @@ def test_an_unshuffled_split_of_a_sorted_file_is_an_error(tmp_path):
     rows = sorted(make_rows(40, classes=4), key=lambda row: row["label"]) + [
         {"text": f"last {row}", "label": 4} for row in range(4)
     ]
-    expect(tmp_path, LabelError, "4", {"train": rows, "test": rows[:8]})
+    splits = {"train": rows, "test": rows[:8]}
+    expect(tmp_path, LabelError, "4", splits, protocol="paper")
+    assert load_task(tmp_path / "bad").class_counts["validation"] == [1] * 5  # ours is stratified
 
 
 def test_unreadable_files(tmp_path):
@@ -342,14 +348,14 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(TaskError, match="UTF-8"):
         load_task(tmp_path / "latin.jsonl")
     (tmp_path / "bad.csv").write_text("text,label\na,b,0\n")
-    with pytest.raises(TaskError, match="more fields than the header"):
+    with pytest.raises(TaskError, match="bad.csv, line 2: 3 fields where the header has 2"):
         load_task(tmp_path / "bad.csv")
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(TaskError, match="cannot be read as .parquet"):
         load_task(tmp_path / "bad.parquet")
-    (tmp_path / "data.tsv").write_text("text\tlabel\n")
-    with pytest.raises(TaskError, match="expected .jsonl, .csv, .parquet"):
-        load_task(tmp_path / "data.tsv")
+    (tmp_path / "data.xlsx").write_bytes(b"PK")
+    with pytest.raises(TaskError, match="expected .jsonl, .csv, .tsv, .parquet"):
+        load_task(tmp_path / "data.xlsx")
 
 
 def test_folders_without_or_with_too_many_files(tmp_path):

@@ -14,7 +14,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from .docstrings import ranked_sentences, read_docstrings
-from .task import Columns, NotReachable, Task, make_task
+from .table import NotReachable, Table
+from .task import Task, make_task
 
 logger = logging.getLogger("lpft_nb")
 
@@ -227,8 +228,9 @@ def _draw(definition: EmbeddedTask) -> tuple[dict[str, list[Row]], list[str]]:
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the distribution's name is not the package's
 
 
-def _columns(rows: list[Row]) -> Columns:
-    return {"text": [row[0] for row in rows], "label": [row[1] for row in rows]}
+def _table(rows: list[Row], place: str) -> Table:
+    columns = {"text": [row[0] for row in rows], "label": [row[1] for row in rows]}
+    return Table(columns, place)
 
 
 def load_embedded(name: str) -> Task:
@@ -257,11 +259,11 @@ def load_embedded(name: str) -> Task:
         },
         "licence": "docstrings of the installed packages, under each package's own licence",
     }
-    raw = {split: _columns(drawn[split]) for split in ("train", "validation", "test")}
+    tables = {split: _table(drawn[split], split) for split in ("train", "validation", "test")}
     return make_task(
         name,
-        raw,
-        ood={library: _columns(rows) for library, rows in ood.items()},
+        tables,
+        ood={library: _table(rows, library) for library, rows in ood.items()},
         text_columns=("text",),
         label_names=definition.label_names,
         source=source,

@@ -10,19 +10,15 @@ __all__ = ['logger', 'BINARY', 'ENTAILMENT', 'THREE_WAY', 'POLARITY', 'FIVE_STAR
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .splits import apply_protocol, read_folder
-from lpft_nb.data.task import (
-    Columns,
-    MissingColumn,
-    NotReachable,
-    Task,
-    check_text,
-    make_task,
-)
+from .labels import read_labels, without_hidden
+from .reading import named_classes, read_folder
+from .splits import apply_protocol, say_missing_classes
+from .table import MissingColumn, NotReachable, Table, check_tables
+from .task import Task, check_text, make_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -203,7 +199,7 @@ def local_folder(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _read_hub(name: str) -> dict[str, Columns]:
+def _read_hub(name: str) -> dict[str, Table]:
     "Splits of a hub data set, renamed to our columns; rows without a label (-1) are dropped from train."
     import datasets
 
@@ -221,13 +217,21 @@ def _read_hub(name: str) -> dict[str, Columns]:
         ) from error
     names = {"train": "train", "validation": definition.validation, "test": "test"}
     return {
-        split: _hub_columns(loaded[theirs], definition)
+        split: _hub_table(loaded[theirs], definition, f"{name}/{split}")
         for split, theirs in names.items()
         if theirs in loaded
     }
 
 # %% ../../nbs/01b_named_sets.ipynb #a4899523
-def _hub_columns(split: "Dataset", definition: NamedTask) -> Columns:
+def _our_names(labels: list[Any], names: tuple[str, ...]) -> list[Any]:
+    "Labels that are our names in another case, as our names; all others stay."
+    ours = {name.casefold(): name for name in names}
+    return [
+        ours.get(label.casefold(), label) if isinstance(label, str) else label for label in labels
+    ]
+
+
+def _hub_table(split: "Dataset", definition: NamedTask, place: str) -> Table:
     "One hub split: renamed, labels by name where the hub's names are ours, unlabelled rows dropped unless all are."
     ours = {
         column: definition.rename.get(column, column)
@@ -236,43 +240,41 @@ def _hub_columns(split: "Dataset", definition: NamedTask) -> Columns:
     }
     columns = {name: split[column][:] for column, name in ours.items()}
     label = next((column for column, name in ours.items() if name == "label"), None)
-    names = getattr(split.features.get(label), "names", None)
-    if names and {name.casefold() for name in names} == {
-        name.casefold() for name in definition.label_names
-    }:
-        columns["label"] = [names[value] if value >= 0 else -1 for value in columns["label"]]
+    names = getattr(split.features.get(label), "names", None) or []
+    if set(_our_names(names, definition.label_names)) == set(definition.label_names):
+        columns["label"] = named_classes(columns["label"], tuple(names))
+    table = Table(columns, place)
     labelled = [index for index, value in enumerate(columns.get("label", [])) if value != -1]
-    if not labelled:
-        return columns
-    return {name: [values[index] for index in labelled] for name, values in columns.items()}
+    return table.take(labelled) if labelled else table
 
 
-def _render(columns: Columns, definition: NamedTask, place: str) -> Columns:
-    "Apply the task's input format; leaves the text columns and the label."
+def _render(table: Table, definition: NamedTask, place: str) -> Table:
+    "Apply the task's input format; leaves the text columns and the label, by our names."
+    columns = table.columns
     missing = [name for name in (*definition.inputs, "label") if name not in columns]
     if missing:
         raise MissingColumn(
             f"{place}: no column {missing}; found {list(columns)}. This task is read from "
             f"{list(definition.inputs)} and label."
         )
-    inputs = [columns[name] for name in definition.inputs]
     outputs = definition.text_columns or definition.inputs
+    labels = {"label": _our_names(columns["label"], definition.label_names)}
     if definition.render is None:
-        return {name: columns[name] for name in (*outputs, "label")}
-    for name, values in zip(definition.inputs, inputs):
-        check_text(values, name, place)
-    texts = [definition.render(*row) for row in zip(*inputs)]
-    return {name: [row[number] for row in texts] for number, name in enumerate(outputs)} | {
-        "label": columns["label"]
-    }
+        return replace(table, columns={name: columns[name] for name in outputs} | labels)
+    for name in definition.inputs:
+        check_text(table, name)
+    texts = [definition.render(*row) for row in zip(*(columns[name] for name in definition.inputs))]
+    rendered = {name: [row[number] for row in texts] for number, name in enumerate(outputs)}
+    return replace(table, columns=rendered | labels)
 
 # %% ../../nbs/01b_named_sets.ipynb #6d8129bf
 def load_named(name: str, protocol: str) -> Task:
     "A public data set from LPFT_DATA or the hub, with the papers' input format and label order."
     definition = NAMED[name]
     own = "amazon" if name == "boss" else name
-    raw, source = _read_named(own)
-    parts, made_of = apply_protocol(raw, protocol, paper=definition.paper)
+    tables, source = _read_named(own)
+    parts, made_of = apply_protocol(tables, protocol, paper=definition.paper)
+    say_missing_classes(name, parts, label_column="label", names=definition.label_names)
     ood, missing = {}, []
     for other in definition.ood:
         try:
@@ -294,8 +296,8 @@ def load_named(name: str, protocol: str) -> Task:
     )
 
 
-def _read_named(name: str) -> tuple[dict[str, Columns], dict[str, Any]]:
-    "Rendered splits of a named task, and where they come from."
+def _read_named(name: str) -> tuple[dict[str, Table], dict[str, Any]]:
+    "Rendered splits of a named task, labels as integers, and where they come from."
     definition, folder = NAMED[name], local_folder(name)
     if folder is not None:
         raw, source = read_folder(folder), {"kind": "directory", "folder": folder.name}
@@ -308,6 +310,9 @@ def _read_named(name: str) -> tuple[dict[str, Columns], dict[str, Any]]:
             "tried": definition.tried,
         }
     source["licence"] = "terms of the original data set; check them before passing the data on"
-    return {
-        split: _render(columns, definition, f"{name}/{split}") for split, columns in raw.items()
-    }, source
+    check_tables(name, raw, "label")
+    tables = without_hidden(raw, "label")
+    tables = {
+        split: _render(table, definition, f"{name}/{split}") for split, table in tables.items()
+    }
+    return read_labels(tables, "label", defined=definition.label_names)[1], source

@@ -81,7 +81,10 @@ def test_sentences_are_real_sentences(embedded):
 
 def test_another_process_gets_the_same_task_and_prints_imports_and_writes_nothing(tmp_path):
     mine = write_splits(
-        tmp_path / "mine", train=make_rows(20), validation=make_rows(6), test=make_rows(8)
+        tmp_path / "mine",
+        train=make_rows(20),
+        validation=make_rows(6, start=20),
+        test=make_rows(8, start=30),
     )
     home = tmp_path / "home"
     home.mkdir()
