@@ -30,7 +30,7 @@ $(STAMP): constraints.txt settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-compile -c constraints.txt setuptools wheel
 	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation --no-compile -e ".[$(EXTRAS)]"
-	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib lpft_nb || true
 	touch $@
 
 # Types, contracts, export and clean notebooks are tests as well: they stand among the quick ones.

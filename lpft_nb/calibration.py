@@ -34,7 +34,7 @@ from lpft_nb.binning import (
     smooth_cells as smooth_cells,
     smooth_of as smooth_of,
 )
-from .metrics import check_labels, check_logits, looks_like_probabilities
+from .metrics import as_numbers, check_labels, check_logits, looks_like_probabilities
 from .temperature import fit_temperature as fit_temperature
 
 # %% ../nbs/40c_calibration.ipynb #c9b9614f
@@ -46,7 +46,7 @@ def logit_blocks(
     labels: ArrayLike,  # (N,) integers in 0..C-1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, slice]]:  # (n, C), (n,) on the CPU; which rows
     "Walk over the rows without copying all of them; `ValueError` where no number could be trusted."
-    logits = torch.as_tensor(logits).detach()
+    logits = logits.detach() if torch.is_tensor(logits) else as_numbers(logits, "logits")
     if logits.ndim != 2 or len(logits) == 0 or logits.shape[1] < 2:
         check_logits(logits, labels)  # raises, and says which it is
     labels = check_labels(labels, *logits.shape)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['logger', 'load_results', 'load_history', 'compare', 'publish', 'Interval', 'confidence_interval', 'SCHEMA_VERSION',
            'Record', 'RecordError', 'check_record', 'configuration_of', 'environment', 'find_results', 'gather',
-           'load_arrays', 'make_record', 'plain', 'portable', 'read_record', 'read_records', 'record_id', 'run_id',
-           'write_record', 'RESULT_COLUMNS']
+           'is_finished', 'load_arrays', 'make_record', 'plain', 'portable', 'read_record', 'read_records', 'record_id',
+           'run_id', 'write_record', 'RESULT_COLUMNS']
 
 # %% ../nbs/08_records.ipynb #23b486df
 import json
@@ -25,21 +25,23 @@ from .store.plain import plain as plain
 from .store.plain import portable as portable
 from .store.record import SCHEMA_VERSION as SCHEMA_VERSION
 from .store.record import Record as Record
-from .store.record import RecordError, load_arrays, record_text
+from .store.record import RecordError
 from .store.record import check_record as check_record
 from .store.record import configuration_of as configuration_of
-from .store.record import find_results as find_results
 from .store.record import make_record as make_record
-from .store.record import read_record as read_record
 from .store.record import record_id as record_id
 from .store.record import run_id as run_id
-from .store.record import write_record as write_record
+from .store.record_files import find_results as find_results
+from .store.record_files import is_finished as is_finished
+from .store.record_files import load_arrays, record_text
+from .store.record_files import read_record as read_record
+from .store.record_files import write_record as write_record
 from .store.surroundings import environment as environment
 from .store.tables import RESULT_COLUMNS as RESULT_COLUMNS
 from .store.tables import Records, gather, load_table, read_records
 
 logger = logging.getLogger("lpft_nb")
-_all_ = ["Interval", "confidence_interval", "SCHEMA_VERSION", "Record", "RecordError", "check_record", "configuration_of", "environment", "find_results", "gather", "load_arrays", "make_record", "plain", "portable", "read_record", "read_records", "record_id", "run_id", "write_record", "RESULT_COLUMNS"]  # importable from here too  # fmt: skip
+_all_ = ["Interval", "confidence_interval", "SCHEMA_VERSION", "Record", "RecordError", "check_record", "configuration_of", "environment", "find_results", "gather", "is_finished", "load_arrays", "make_record", "plain", "portable", "read_record", "read_records", "record_id", "run_id", "write_record", "RESULT_COLUMNS"]  # importable from here too  # fmt: skip
 
 # %% ../nbs/08_records.ipynb #f084f7f4
 def load_results(

@@ -42,7 +42,7 @@ MUTANTS = (
     Mutant(
         "a damaged file is believed",
         "store/cache.py",
-        'if metadata.get("sha256") != content_hash(tensors):',
+        "if checksum != right:",
         "if False:",
         ("store/test_cache.py::test_a_damaged_file_is_computed_again",),
     ),
@@ -64,8 +64,8 @@ MUTANTS = (
     Mutant(
         "a file is split without regard to its classes",
         "data/splits.py",
-        "by_label.setdefault(repr(label), [])",
-        'by_label.setdefault("", [])',
+        "by_label.setdefault(label, [])",
+        "by_label.setdefault(0, [])",
         ("test_tasks.py::test_a_single_file_is_split_stratified",),
     ),
     # --- models
@@ -232,8 +232,8 @@ MUTANTS = (
     Mutant(
         "a free parameter changes a run's name",
         "lab/runs.py",
-        'return scope == "every" or',
-        'return scope in ("every", "free") or',
+        '"free": False,',
+        '"free": True,',
         ("lab/test_runs.py::test_a_new_parameter_is_in_the_name_without_a_line_elsewhere",),
     ),
     Mutant(

@@ -457,3 +457,24 @@ def test_temperature_is_reachable_from_calibration():
     from lpft_nb.temperature import fit_temperature as the_same
 
     assert fit_temperature is the_same
+
+
+@pytest.mark.parametrize(
+    "index", [range(100, 130), [f"u{n}" for n in range(30)], [7 * n % 30 for n in range(30)]]
+)
+def test_series_and_frames_are_taken_by_position(index):
+    import pandas
+
+    from lpft_nb.calibration import expected_calibration_error
+
+    logits = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    labels = [number % 3 for number in range(30)]
+    right = expected_calibration_error(logits, labels)
+    series, frame = (
+        pandas.Series(labels, index=index),
+        pandas.DataFrame(logits.numpy(), index=index),
+    )
+    assert expected_calibration_error(logits, series) == right
+    assert expected_calibration_error(frame, series) == right
+    with pytest.raises(ValueError, match="labels must be numbers, got"):
+        expected_calibration_error(logits, series.map({0: "a", 1: "b", 2: "c"}))

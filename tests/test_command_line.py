@@ -52,9 +52,12 @@ def record(finished_run, runs) -> Path:
 
 @pytest.mark.parametrize("command", ["list", "run", "results", "cache"])
 def test_every_command_has_help(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
-    assert ended.value.code == 0
+    if command == "run":  # which adds the parameters of an experiment
+        assert main([command, "--help"]) == 0
+    else:
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
     assert f"lpft-nb {command}" in capsys.readouterr().out
 
 
@@ -258,6 +261,31 @@ def test_publishing_exits_1_where_one_record_is_refused(runs, record, tmp_path, 
     assert "refused" not in capsys.readouterr().out
 
 
+def test_runs_with_different_settings_are_not_averaged(runs, record, capsys):
+    """One line a configuration, with what differs as a column; failures are listed."""
+    good = read_record(record)
+    facts = {name: good[name] for name in ("experiment", "method", "task", "model", "metrics")}
+    longer = good["parameters"] | {"epochs": 7.0}
+    for seed in (0, 1):
+        other = make_record(**facts, seed=seed, parameters=longer, stages=good["stages"])
+        write_record(other, None, record.parent)
+    failed = make_record(
+        **facts | {"metrics": []}, seed=9, parameters=longer, status="failed", error="no disk left"
+    )
+    write_record(failed, None, record.parent)
+    assert main(["results", str(runs)]) == 0
+    shown = capsys.readouterr().out
+    tests = [line.split() for line in shown.splitlines() if " FT " in line and " test " in line]
+    assert "epochs" in shown.splitlines()[1] and sorted(line[-1] for line in tests) == ["1", "2"]
+    assert f"failed: {failed['run_id']}: no disk left" in shown
+
+
+def test_results_looks_where_the_runs_are(runs, record, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["results"]) == 0
+    assert capsys.readouterr().out.startswith("runs\n")
+
+
 # cache
 
 
@@ -290,6 +318,56 @@ def test_help_as_a_process(tmp_path):
     answer = call([sys.executable], tmp_path, "--help")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "lpft-nb run lp_ft" in answer.stdout and "exit codes" in answer.stdout
+
+
+@pytest.mark.parametrize("given", [["--help"], ["-h", "--dry-run"]])
+def test_help_of_an_experiment_lists_its_parameters(given, capsys):
+    assert main(["run", "lp_ft", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "usage: lpft-nb run" in shown and "exit codes" in shown
+    for name, parameter in find_experiment("lp_ft").parameters.items():
+        assert f"    {name} " in shown and parameter.help in shown
+
+
+# failures that can be expected: one line, and the way to see more
+
+EXPECTED = {
+    "a wrong data root": ({"LPFT_DATA": "/no/such"}, ["list"], "LPFT_DATA names"),
+    "a wrong limit": ({"LPFT_CACHE_LIMIT": "plenty"}, ["cache"], "LPFT_CACHE_LIMIT='plenty'"),
+    "an empty model": ({}, ["run", "lp_ft", "--dry-run", "-p", "model", "taken"], "model="),
+    "a file for a folder": ({}, ["run", "lp_ft", "--output", "file"], "no folder can be made"),
+    "a file in the way": ({}, ["results", "--publish", "--target", "file/x"], "Not a directory"),
+    "no such column": (
+        {},
+        ["run", "lp_ft", "-p", "label_column", "x", "-p", "task", "own.csv"],
+        "label_column=",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXPECTED)
+def test_an_expected_failure_is_one_line_and_debug_shows_more(
+    case, runs, record, capsys, tmp_path, monkeypatch
+):
+    variables, given, message = EXPECTED[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "own.csv").write_text("text,label\na,0\nb,1\n")
+    (tmp_path / "taken").mkdir()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(given) == 2
+    answer = capsys.readouterr()
+    assert message in answer.err and answer.err.count("\n") == 1
+    with pytest.raises((ValueError, OSError)):
+        main([*given, "--debug"])
+
+
+def test_a_reader_that_stops_early_is_no_error(runs, record, python):
+    command = [*python, "-m", "lpft_nb", "results", str(runs), "--csv"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.wait(60) == 0 and process.stderr.read() == b""
 
 
 def test_wrong_parameters_as_a_process(tmp_path, python):

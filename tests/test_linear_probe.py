@@ -1,6 +1,7 @@
 """The linear probe against scikit-learn, brute force, its own invariances, and bad input."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 
 from lpft_nb.linear_probe import (
+    FewExamplesWarning,
     ConvergenceError,
     cross_validate,
     fit_logistic,
@@ -445,6 +447,31 @@ def test_bad_arrays_are_refused(fit):
             fit(bad_features, bad_labels, **options)
 
 
+@pytest.mark.parametrize("smallest", [2, 3, 4, 5, 9])
+def test_there_are_as_many_folds_as_the_smallest_class_has_examples(smallest):
+    """At most five; where it is fewer, a warning says so."""
+    features, _ = make()
+    labels = torch.tensor([0] * (len(features) - 20 - smallest) + [1] * 20 + [2] * smallest)
+    expected = min(5, smallest)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        found = cross_validate(features, labels)
+    assert found.accuracy.shape[1] == expected
+    assert [one.category for one in heard] == [FewExamplesWarning] * (smallest < 5)
+    assert not heard or f"smallest class has {smallest} of {len(labels)}" in str(heard[0].message)
+    named = cross_validate(features, labels, folds=expected)
+    assert torch.equal(named.accuracy, found.accuracy)
+
+
+def test_a_class_of_one_example_leaves_the_penalty_at_one():
+    features, _ = make()
+    labels = torch.tensor([0] * 30 + [1] * (len(features) - 31) + [2])
+    with pytest.warns(FewExamplesWarning, match="no cross-validation, penalty 1"):
+        fit = fit_probe(features, labels)
+    assert fit.penalty == 1.0 and fit.cross_validation is None
+    torch.testing.assert_close(fit.weight, fit_logistic(features, labels, 1.0).weight)
+
+
 def test_bad_settings_are_refused():
     features, labels = make()
     for penalty in (0.0, -1.0, math.nan, "1", None, True):
@@ -457,7 +484,12 @@ def test_bad_settings_are_refused():
         with pytest.raises(ValueError, match="at least 2"):
             cross_validate(features, labels, folds=folds)
     with pytest.raises(ValueError, match="class 2 has 3 examples, fewer than the 5 folds"):
-        cross_validate(features, torch.tensor([0] * 30 + [1] * 27 + [2] * 3))
+        cross_validate(features, torch.tensor([0] * 30 + [1] * 27 + [2] * 3), folds=5)
+    with (
+        pytest.warns(FewExamplesWarning),
+        pytest.raises(ValueError, match="class 2 has 1 examples, fewer than the 2 folds"),
+    ):
+        cross_validate(features, torch.tensor([0] * 30 + [1] * 29 + [2]))
     for options, message in [
         ({"epochs": -1}, "epochs"),
         ({"epochs": 2.0}, "epochs"),

@@ -471,3 +471,18 @@ def test_killed_inside_a_stage_ends_like_an_uninterrupted_run(tmp_path, python):
     first, second = (torch.load(folder / "end.pt", weights_only=True) for folder in (whole, cut))
     for name in first:
         assert same_numbers(first[name], second[name]), name
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("LP", "expected a list"),
+        (LinearProbe(), "expected a list"),
+        (["LP"], r"'LP' is no stage: method_stages\('LP'\)"),
+        ([LinearProbe], r"is no stage: write LinearProbe\(\)"),
+        ([LinearProbe(), 3], "3 is no stage"),
+    ],
+)
+def test_what_is_no_stage_is_refused_before_anything_is_encoded(given, said, task):
+    with pytest.raises(TypeError, match=said):
+        run_stages(small(), task, given)

@@ -1,6 +1,7 @@
 """Tasks: the object, the user's own files, and bad input."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -368,3 +369,19 @@ def test_folders_without_or_with_too_many_files(tmp_path):
         load_task(mine)
     with pytest.raises(EmptySplit, match="no training split"):
         load_task(write_splits(tmp_path / "tests only", test=GOOD["test"]))
+
+
+def test_a_task_made_by_hand_has_the_columns_that_it_names(tmp_path):
+    """Another column is no second text; a column that is named and not there is an error."""
+    good = load_task(write_splits(tmp_path / "mine", **GOOD))
+    more = {
+        name: getattr(good, name).add_column("title", ["t"] * len(getattr(good, name)))
+        for name in ("train", "validation", "test")
+    }
+    task = replace(good, **more, ood={"other": more["test"]})
+    assert {tuple(split.column_names) for split in task.splits().values()} == {("text", "label")}
+    assert task.train["text"][:] == good.train["text"][:]
+    with pytest.raises(MissingColumn, match=r"mine/train: no column \['body'\]"):
+        replace(good, text_columns=("body",))
+    with pytest.raises(MissingColumn, match=r"no column \['label'\]"):
+        replace(good, test=good.test.remove_columns("label"))

@@ -48,6 +48,20 @@ class Task:
     source: dict[str, Any] = field(default_factory=dict)  # provenance, JSON-able
     metrics: tuple[str, ...] = ()  # beyond accuracy: "matthews", "f1"
 
+    def __post_init__(self) -> None:
+        "Every split has the text columns and the label, in this order, and no others; raises MissingColumn."
+        columns = [*self.text_columns, "label"]
+        for name, split in self.splits().items():
+            if lacking := [column for column in columns if column not in split.column_names]:
+                raise MissingColumn(
+                    f"{self.name}/{name}: no column {lacking}; found {split.column_names}. "
+                    "Name the text columns with text_columns=."
+                )
+        for name in ("train", "validation", "test"):
+            object.__setattr__(self, name, getattr(self, name).select_columns(columns))
+        chosen = {name: split.select_columns(columns) for name, split in self.ood.items()}
+        object.__setattr__(self, "ood", chosen)
+
     @property
     def num_labels(self) -> int:
         "Number of classes C."

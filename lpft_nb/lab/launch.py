@@ -91,12 +91,22 @@ def run_experiment(
     experiment = find_experiment(name)
     wanted = experiment.check(requested)
     executed = Path(wanted["output"]) / name / f"{launch_name(wanted)}.ipynb"
-    executed.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        executed.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParameterError(
+            f"output={wanted['output']!r}: no folder can be made there ({error.strerror}). Name another."
+        ) from error
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         with own_kernel(Path(scratch), report):
             asked = {key: wanted[key] for key in requested}
-            _execute_notebook(experiment.path, executed, asked)
+            half = executed.with_name(f".{executed.stem}.{os.getpid()}.ipynb")
+            try:  # two launchers may write a notebook of this name
+                _execute_notebook(experiment.path, half, asked, shown=executed)
+            finally:
+                if half.exists():
+                    os.replace(half, executed)
         if not report.exists():
             raise RunFailed(
                 f"{executed}: the notebook ended without a report of the parameters that it used"
@@ -106,7 +116,13 @@ def run_experiment(
     return executed, [Path(path) for path in used["records"]]
 
 # %% ../../nbs/11e_launch.ipynb #43514416
-def _execute_notebook(source: Path, target: Path, parameters: dict[str, Any]) -> None:
+def _execute_notebook(
+    source: Path,
+    target: Path,
+    parameters: dict[str, Any],
+    *,
+    shown: Path,  # what the executed notebook will be called, for messages
+) -> None:
     "Run papermill and turn what it raises into ParameterError or RunFailed."
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -135,11 +151,15 @@ def _execute_notebook(source: Path, target: Path, parameters: dict[str, Any]) ->
         if error.ename == "ParameterError":
             raise ParameterError(error.evalue) from None
         raise RunFailed(
-            f"{error.ename}: {error.evalue}\nThe executed notebook with the whole message: {target}"
+            f"{error.ename}: {error.evalue}\nThe executed notebook with the whole message: {shown}"
         ) from None
+    except OSError as error:
+        raise RunFailed(
+            f"the executed notebook {shown} could not be written ({error.strerror or error}). Call again to go on."
+        ) from error
     except DeadKernelError:
         raise RunFailed(
-            f"the notebook's Python died, perhaps for want of memory; what it did is in {target}. Call again to go on."
+            f"the notebook's Python died, perhaps for want of memory; what it did is in {shown}. Call again to go on."
         ) from None
 
 # %% ../../nbs/11e_launch.ipynb #9c86f946

@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['Parameter', 'parse_parameters', 'Parameters', 'declared_model', 'parameters_schema', 'plain_kind', 'check_parameters',
-           'ParameterError']
+           'parameters_of_file', 'ParameterError']
 
 # %% ../../nbs/11c_parameters.ipynb #6f12302f
 import ast
+import os
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from .named_types import Scope, named_type
@@ -77,10 +81,10 @@ class Parameters(BaseModel):
         return name in type(self).model_fields
 
     @classmethod
-    def scope(cls, name: str) -> str:
-        "What looks at a parameter: every run, none (free), training, lora, or each run at one value."
+    def scopes(cls, name: str) -> frozenset[str]:
+        "What looks at a parameter: nothing (free), each run at one value, training, lora, probe, given; () is every run."
         marks = cls.model_fields[name].metadata
-        return next((mark.kind for mark in marks if isinstance(mark, Scope)), "every")
+        return frozenset(mark.kind for mark in marks if isinstance(mark, Scope))
 
     @classmethod
     def item(cls, name: str) -> Any:
@@ -149,3 +153,53 @@ def check_parameters(
     if wrong or checked is None:
         raise ParameterError("; ".join(sorted(wrong)))
     return checked
+
+# %% ../../nbs/11c_parameters.ipynb #57680ca4
+class _PlainYAML(yaml.SafeLoader):
+    "YAML in which only decimal numbers, true, false and null are anything but text."
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        "A dictionary; raises ConstructorError for a name that stands twice."
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), name in zip(node.value, names, strict=True):
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} stands in it twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_PlainYAML.yaml_implicit_resolvers = {}  # of its own: none of YAML 1.1
+for _tag, _pattern, _starts in (
+    ("bool", r"true|false|True|False", "tTfF"),
+    ("null", r"null|None|~|", ["n", "N", "~", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)", "-+0123456789"),
+):
+    _PlainYAML.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_starts)
+    )
+
+
+def parameters_of_file(
+    path: str | os.PathLike[str] | None,  # of a YAML file; None: no file
+) -> dict[str, Any]:  # as written, to be checked
+    "The parameters that a YAML file names; raises ParameterError for a file that is no such thing."
+    if path is None:
+        return {}
+    try:
+        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")
+        found = yaml.load(text, Loader=_PlainYAML)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ParameterError(
+            f"{path}, line {line}: no UTF-8 text. Save the file as UTF-8."
+        ) from error
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ParameterError(f"cannot read the parameter file {path}: {reason}") from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise ParameterError(
+            f"{path}: expected lines of `name: value`, found {type(found).__name__}"
+        )
+    return found

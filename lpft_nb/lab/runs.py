@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['logger', 'for_method', 'settings_of', 'run_axes', 'requested_runs', 'stages_of', 'load_data', 'load_model',
            'describe_task', 'describe_model_of', 'Run', 'run_name', 'placed', 'training_steps', 'plan_table', 'execute',
-           'make_each']
+           'claim', 'make_each']
 
 # %% ../../nbs/11d_runs.ipynb #58c8b6e3
+import contextlib
 import dataclasses
 import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from .named_types import Method, Seed
 from .parameters import ParameterError, Parameters
@@ -49,11 +51,17 @@ def for_method(
     return choices.get(method)
 
 
-def _looks_at(scope: str, method: str) -> bool:
-    "Whether a run of the method looks at a parameter of this scope."
-    if scope == "training":
-        return METHODS[method] != ("LP",)
-    return scope == "every" or (scope == "lora" and "LoRA" in METHODS[method])
+def _looks_at(scopes: frozenset[str], method: str, value: Any) -> bool:
+    "Whether a run of the method looks at a parameter of these scopes that has this value."
+    looks = {
+        "free": False,
+        "each": False,
+        "training": METHODS[method] != ("LP",),
+        "lora": "LoRA" in METHODS[method],
+        "probe": "LP" in METHODS[method],
+        "given": value is not None,
+    }
+    return all(looks[scope] for scope in scopes)
 
 
 def settings_of(
@@ -66,7 +74,7 @@ def settings_of(
     used = {
         name: for_method(parameters, name, method)
         for name in type(parameters).model_fields
-        if _looks_at(parameters.scope(name), method)
+        if _looks_at(parameters.scopes(name), method, parameters[name])
     }
     device, precision = resolve(used.get("device", "auto"), used.get("dtype", "auto"))
     here = {"device": device, "dtype": str(precision).removeprefix("torch.")}
@@ -77,7 +85,7 @@ def run_axes(
     parameters: Parameters,
 ) -> tuple[list[str], list[str], list[str]]:  # names of type Each[Method], Each[Seed], Each[other]
     "The parameters that ask for a run for each of their values."
-    axes = [name for name in type(parameters).model_fields if parameters.scope(name) == "each"]
+    axes = [name for name in type(parameters).model_fields if "each" in parameters.scopes(name)]
     methods = [name for name in axes if parameters.item(name) == Method]
     seeds = [name for name in axes if parameters.item(name) == Seed]
     return methods, seeds, [name for name in axes if name not in (*methods, *seeds)]
@@ -100,38 +108,46 @@ def requested_runs(
     return runs
 
 # %% ../../nbs/11d_runs.ipynb #a91fad68
+def _declared(parameters: Any, *names: str) -> dict[str, Any]:
+    "Those of some names that are declared, with their values."
+    return {name: parameters[name] for name in names if name in parameters}
+
+
+def _given(parameters: Any, *names: str) -> dict[str, Any]:
+    "Those of some names that are declared and not None, with their values."
+    declared = _declared(parameters, *names)
+    return {name: value for name, value in declared.items() if value is not None}
+
+
 def stages_of(
     method: str,  # such as "LP-FT"
     settings: dict[str, Any],  # as `settings_of` returns them
 ) -> list:  # stages, as `run_stages` takes them
     "The stages of a method with these settings."
-    from lpft_nb.stages import FineTune, LoRA, method_stages
+    from lpft_nb.stages import FineTune, LinearProbe, LoRA, method_stages
 
     def fields_of(kind: type, prefix: str = "") -> dict[str, Any]:
         names = {one.name for one in dataclasses.fields(kind)}
         given = {name.removeprefix(prefix): value for name, value in settings.items()}
         return {name: value for name, value in given.items() if name in names}
 
+    probe = LinearProbe(**_given(settings, "penalty", "folds"))
     if method == "LP":
-        return method_stages("LP")
+        return method_stages("LP", probe)
     if "LoRA" in method:
-        return method_stages(method, lora=LoRA(**fields_of(LoRA, "lora_")))
-    return method_stages(method, fine_tune=FineTune(**fields_of(FineTune)))
+        return method_stages(method, probe, lora=LoRA(**fields_of(LoRA, "lora_")))
+    return method_stages(method, probe, fine_tune=FineTune(**fields_of(FineTune)))
 
 # %% ../../nbs/11d_runs.ipynb #9cadfa84
-def _given(parameters: Any, *names: str) -> dict[str, Any]:
-    "Those of some names that are declared, with their values."
-    return {name: parameters[name] for name in names if name in parameters}
-
-
 def load_data(
-    parameters: Any,  # with task, and where declared protocol and max_train
+    parameters: Any,  # with task, and where declared protocol, max_train and what names columns
 ) -> "Task":
     "The task with its training set cut to max_train; raises ParameterError for a task that cannot be had."
     from lpft_nb.tasks import TaskError, load_task, take
 
     try:
-        task = load_task(parameters["task"], **_given(parameters, "protocol"))
+        columns = _given(parameters, "label_column", "text_columns", "separator")
+        task = load_task(parameters["task"], **_declared(parameters, "protocol"), **columns)
         return take(task, _given(parameters, "max_train").get("max_train"))
     except TaskError as error:
         raise ParameterError(f"task={parameters['task']!r}: {error}") from error
@@ -146,7 +162,7 @@ def load_model(
     from lpft_nb.classifier import Classifier
     from lpft_nb.models.checkpoints import ClassifierError
 
-    options = _given(parameters, "pooling", "max_length")
+    options = _declared(parameters, "pooling", "max_length")
     try:
         return Classifier.from_pretrained(
             parameters["model"],
@@ -171,7 +187,7 @@ def describe_model_of(parameters: Any, task: "Task") -> dict[str, Any]:
     from lpft_nb.classifier import describe_model
     from lpft_nb.models.checkpoints import ClassifierError
 
-    options = _given(parameters, "pooling", "max_length")
+    options = _declared(parameters, "pooling", "max_length")
     names = list(task.label_names)
     try:
         return describe_model(
@@ -206,15 +222,14 @@ class Run:
 
     @property
     def state(self) -> str:
-        "finished (a valid record is there), failed, or to run."
-        from lpft_nb.records import RecordError, read_record
+        "finished (a valid record is there, with its arrays), failed, or to run."
+        from lpft_nb.records import RecordError, is_finished, read_record
 
+        if is_finished(self.path):
+            return "finished"
         try:
-            return "finished" if read_record(self.path)["status"] == "finished" else "failed"
-        except FileNotFoundError:
-            return "to run"
-        except RecordError as error:
-            logger.warning("a record is not used: %s", error)
+            return "failed" if read_record(self.path)["status"] == "failed" else "to run"
+        except (FileNotFoundError, RecordError):
             return "to run"
 
 # %% ../../nbs/11d_runs.ipynb #e03178af
@@ -297,7 +312,7 @@ def execute(
     from lpft_nb.stages import run_stages
 
     checkpoints, start = run.path.parents[1] / "checkpoints" / run.name, time.monotonic()
-    options = _given(run.settings, "device", "dtype", "max_length")
+    options = _declared(run.settings, "device", "dtype", "max_length")
     try:
         model = load_model(run.settings, task, run.seed)
         result = run_stages(model, task, run.stages, seed=run.seed, output=checkpoints, **options)
@@ -321,25 +336,60 @@ def execute(
     return path
 
 # %% ../../nbs/11d_runs.ipynb #e45fed51
+def _make(run: Run, task: "Task | None") -> None:
+    "Make one run; raises where its record is not the one that was planned."
+    if run.make is not None:
+        path = run.make(run)
+    elif task is not None:
+        path = execute(run, task)
+    else:
+        raise ParameterError(
+            f"{run.name}: expected a task to train on, got none; "
+            "pass the task of the plan, or give Run its make"
+        )
+    if path != run.path:
+        raise RuntimeError(f"the record was written as {path.name}, planned as {run.path.name}")
+
+
+@contextlib.contextmanager
+def claim(
+    run: Run,  # as `placed` returns it
+) -> Generator[bool]:  # whether it is ours
+    "Hold a run while it is made: True, or False where another process holds it. The system frees what a dead one held."
+    path = run.path.parent / ".claims" / f"{run.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def make_each(
     runs: list[Run],  # as `placed` returns them
     task: "Task | None" = None,  # as `load_data` returns it; not needed by an analysis
+    seconds_between_looks: float = 1.0,  # at a run that another process makes
 ) -> None:
-    "Make all runs that have no valid record yet, one after the other."
-    for number, run in enumerate(runs, start=1):
-        done = run.state == "finished"
-        said = "already there" if done else "starts"
-        print(f"[{number}/{len(runs)}] {run.name}: {said}", flush=True)
-        if done:
-            continue
-        if run.make is not None:
-            path = run.make(run)
-        elif task is not None:
-            path = execute(run, task)
-        else:
-            raise ParameterError(
-                f"{run.name}: expected a task to train on, got none; "
-                "pass the task of the plan, or give Run its make"
-            )
-        if path != run.path:
-            raise RuntimeError(f"the record was written as {path.name}, planned as {run.path.name}")
+    "Make all runs that have no valid record yet; what another process makes is waited for, or made where that process dies."
+    waiting, told = list(enumerate(runs, start=1)), set()
+    while waiting:
+        elsewhere = []
+        for number, run in waiting:
+            with claim(run) as ours:
+                done = run.state == "finished"
+                said = "already there" if done else "starts" if ours else "made by another process"
+                if run.name not in told or ours:
+                    print(f"[{number}/{len(runs)}] {run.name}: {said}", flush=True)
+                told.add(run.name)
+                if not done and ours:
+                    _make(run, task)
+                elif not done:
+                    elsewhere.append((number, run))
+        if len(elsewhere) == len(waiting):
+            time.sleep(seconds_between_looks)
+        waiting = elsewhere

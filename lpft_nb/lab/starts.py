@@ -44,7 +44,9 @@ def bring_to_start(
     model: "Classifier",  # with a random head
     method: str,  # FT, LP-FT, LoRA or LP-LoRA
     task: "Task",  # with the training set that the probe sees
-    settings: dict[str, Any],  # max_length, lora_r, lora_alpha
+    settings: dict[
+        str, Any
+    ],  # max_length, lora_r, lora_alpha; of the probe penalty and folds, where given
     seed: int,  # of the probe's folds and of LoRA's A
 ) -> None:
     "Change a classifier in place to what the training stage of a method starts from, with its trainable parameters marked."
@@ -56,9 +58,9 @@ def bring_to_start(
     if method.startswith("LP-"):
         encoded = encode_split(model, task.train, settings["max_length"])
         features = frozen_features(model, {"train": encoded}, "cpu")["train"]
-        probe = fit_probe(
-            features, torch.as_tensor(encoded.labels), seed=seed, num_classes=task.num_labels
-        )
+        chosen = {name: settings[name] for name in ("penalty", "folds") if name in settings}
+        labels = torch.as_tensor(encoded.labels)
+        probe = fit_probe(features, labels, seed=seed, num_classes=task.num_labels, **chosen)
         set_head(model, probe.weight, probe.bias)
     if method.endswith("LoRA"):
         add_lora(model, settings["lora_r"], settings["lora_alpha"], seed=seed)

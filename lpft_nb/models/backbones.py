@@ -224,9 +224,10 @@ def prepare_batch(
     ids, mask = check_batch(input_ids, attention_mask, inputs.position_limit)
     batch = {"input_ids": ids, "attention_mask": mask.long()}
     if token_type_ids is not None:
-        if not inputs.token_types:
+        if inputs.token_types:
+            batch["token_type_ids"] = token_type_ids
+        elif token_type_ids.any():  # zeros say nothing: tokenizers hand them out unasked
             raise ValueError(f"{inputs.name} has no token types; leave token_type_ids out")
-        batch["token_type_ids"] = token_type_ids
     batch = move_padding_right(batch)
     if inputs.positions:
         batch["position_ids"] = positions_from_mask(batch["attention_mask"], inputs.position_offset)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .names import one_of
+from .names import SettingError, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ def threads(
     told = os.environ.get("LPFT_THREADS", "").strip()
     if told:
         if not told.isdecimal() or int(told) < 1:
-            raise ValueError(f"LPFT_THREADS={told!r}: expected a whole number of at least 1")
+            raise SettingError(f"LPFT_THREADS={told!r}: expected a whole number of at least 1")
         return int(told)
     allowed = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     cores = len(allowed(0)) if allowed else os.cpu_count() or 1

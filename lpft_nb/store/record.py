@@ -4,32 +4,20 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'MetricRow', 'HistoryRow', 'TaskOfRecord', 'ModelOfRecord', 'StageOfRecord', 'Record', 'RecordError',
-           'run_id', 'identity_of', 'configuration_of', 'record_id', 'make_record', 'check_record', 'record_text',
-           'write_record', 'parse_record', 'read_record', 'find_results', 'load_arrays']
+           'run_id', 'identity_of', 'configuration_of', 'record_id', 'make_record', 'check_record']
 
 # %% ../../nbs/08a_record.ipynb #9f040724
-import json
-import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from operator import itemgetter
-from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_type_hints
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, with_config
-from pydantic_core import from_json
 from typing_extensions import TypedDict
 
-from lpft_nb.store.cache import (
-    canonical_json,
-    content_hash,
-    read_tensors,
-    write_atomically,
-    write_tensors,
-)
+from .cache import content_hash
 from .plain import null, plain, portable
 from .surroundings import environment
 
@@ -273,126 +261,3 @@ def check_record(
         raise RecordError(
             f"{', '.join(paths)}: expected no paths of a machine; pass them through `portable`."
         )
-
-# %% ../../nbs/08a_record.ipynb #e4e010bc
-def record_text(
-    record: dict,  # JSON values
-) -> bytes:  # the content of its file
-    "The record as strict JSON, one top-level entry or row a line."
-    entries = []
-    for name, value in record.items():
-        if name in ("metrics", "history", "stages") and value:
-            rows = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in value]
-            text = "[\n  " + ",\n  ".join(rows) + "\n ]"
-        else:
-            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        entries.append(f" {json.dumps(name)}: {text}")
-    return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
-
-
-def _axes_of(arrays: dict[str, torch.Tensor], axes: dict[str, str] | None) -> dict[str, str]:
-    "Names of the axes of every array; arrays with two axes are logits unless said otherwise."
-    named = {name: (axes or {}).get(name, "example,class") for name in arrays}
-    for name, array in arrays.items():
-        if array.ndim != len(named[name].split(",")):
-            raise RecordError(
-                f"array {name!r} has shape {tuple(array.shape)}, but its axes are named {named[name]!r}."
-            )
-    return named
-
-# %% ../../nbs/08a_record.ipynb #3861a6bf
-def write_record(
-    record: dict,  # as made by `make_record`; run id and file name of the arrays are filled in
-    arrays: dict[str, torch.Tensor]
-    | None = None,  # such as {"logits/FT/test": (N, C)}, stored beside the record
-    directory: str | Path = ".",  # folder for both files; made if it is missing
-    axes: dict[str, str]
-    | None = None,  # array name -> "example,class"; that is also what is assumed
-) -> Path:  # the record's file, `<run_id>.json`
-    "Check and write a record and its arrays; raises RecordError. A record of the same configuration is replaced."
-    rows = {name: plain(record[name], null) for name in ("metrics", "history") if name in record}
-    record = plain(record | rows)
-    name = record.setdefault("run_id", record_id(record))
-    beside = f"{name}.safetensors"
-    record["arrays"] = beside if arrays else None
-    check_record(record)
-    if arrays:
-        metadata = {"run_id": name, "axes": canonical_json(_axes_of(arrays, axes))}
-        write_tensors(Path(directory) / beside, arrays, metadata)
-    return write_atomically(Path(directory) / f"{name}.json", record_text(record))
-
-# %% ../../nbs/08a_record.ipynb #6a9beac3
-def _no_constants(name: str):
-    raise ValueError(f"{name} is not JSON")
-
-
-def _read_json(data: bytes) -> Any:
-    "Strict JSON by pydantic's quick reader; what that refuses is left to Python's, which says why."
-    try:
-        return from_json(data, allow_inf_nan=False)
-    except ValueError:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_constants)
-
-
-def parse_record(
-    data: bytes,  # the whole content of a record's file
-    name: str,  # the file's name, such as "lp_ft-cb-minilm-LP-FT-s0-1a2b3c4d.json"
-) -> dict:  # the record; a value that was not finite is None
-    "Check the content of one file; raises RecordError, with the file's name, where it is no record of ours."
-    try:
-        record = _read_json(data)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{name}: cannot be read as JSON, it may be cut off: {error}") from error
-    try:
-        check_record(record)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{name}: {error}") from error
-    if Path(name).stem != record["run_id"]:
-        raise RecordError(
-            f"{name}: expected the file name {record['run_id']}.json: renamed or foreign."
-        )
-    return record
-
-
-def read_record(
-    path: str | Path,  # a file written by `write_record`
-) -> dict:  # the record; a value that was not finite is None
-    "Read and check one record; raises RecordError for a file that is damaged, foreign, edited or of another version."
-    return parse_record(Path(path).read_bytes(), Path(path).name)
-
-# %% ../../nbs/08a_record.ipynb #9072d1e0
-def find_results() -> Path:
-    "Folder of the results: LPFT_RESULTS, or the first `results` upwards of the working directory."
-    if os.environ.get("LPFT_RESULTS"):
-        return Path(os.environ["LPFT_RESULTS"]).expanduser()
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "results").is_dir():
-            return folder / "results"
-    raise FileNotFoundError(
-        "expected a folder `results` in the working directory or above it, found none. "
-        "Name the folder, or set LPFT_RESULTS to it."
-    )
-
-# %% ../../nbs/08a_record.ipynb #551bdd28
-def load_arrays(
-    record: dict,  # as returned by `read_record`
-    directory: str
-    | Path
-    | None = None,  # folder of the record or one above it; None: see `find_results`
-) -> dict[str, torch.Tensor]:  # name -> tensor as it was stored; empty for a record without arrays
-    "The arrays beside a record; raises RecordError when they are missing, damaged or another run's."
-    if record["arrays"] is None:
-        return {}
-    folder = find_results() if directory is None else Path(directory)
-    path = next(iter(sorted(folder.rglob(record["arrays"]))), None)
-    if path is None:
-        raise RecordError(
-            f"expected the file {record['arrays']} beside the record: it is missing. Run it again."
-        )
-    try:
-        tensors, metadata = read_tensors(path)
-    except ValueError as error:
-        raise RecordError(str(error)) from error
-    if metadata.get("run_id") != record["run_id"]:
-        raise RecordError(f"{path.name} belongs to the run {metadata.get('run_id')!r}.")
-    return tensors

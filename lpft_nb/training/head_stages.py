@@ -30,7 +30,7 @@ class LinearProbe:
     epochs: int | None = None  # None: the exact optimum
     learning_rate: float | None = None  # of the gradient steps; required with epochs
     batch_size: int | None = None  # of the gradient steps; None: all examples at once
-    folds: int = 5  # of the cross-validation
+    folds: int | None = None  # of the cross-validation; None: 5, or the size of the smallest class
 
     name: ClassVar[str] = "LP"
 

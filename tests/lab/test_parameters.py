@@ -14,6 +14,7 @@ from lpft_nb.lab.parameters import (
     ParameterError,
     check_parameters,
     declared_model,
+    parameters_of_file,
     parameters_schema,
     parse_parameters,
 )
@@ -213,10 +214,92 @@ def test_a_text_of_a_command_line_is_the_value_that_it_stands_for(value, kind):
         ("Text", "7", "7"),
         ("Size", "2GiB", "2GiB"),
         ("Size", 1000, "1000"),
+        ("Some[Text]", "'a, b', c", ["'a", "b'", "c"]),
+        ("Some[Text]", '"a, b", c', ["a, b", "c"]),
+        ("Some[Text]", "['a', 'b']", ["a", "b"]),
+        ("Positive", ".5", 0.5),
+        ("Positive", "1e3", 1000.0),
+        ("Count", "10", 10),
+        ("IfGiven[Text]", None, None),
+        ("IfGiven[Count]", "3", 3),
     ],
 )
 def test_texts(kind, text, value):
     assert one(kind, text) == value
+
+
+OTHERWISE = ["010", "0x10", "0o10", "0b1", "1_000", "1:30", "１０", "+-1", "1e", ""]
+
+
+@pytest.mark.parametrize("text", OTHERWISE)
+@pytest.mark.parametrize("kind", ["Count", "Positive", "Seed", "Some[Seed]", "Some[Count]"])
+def test_a_number_is_decimal_or_refused(kind, text):
+    """YAML would read some of these as eight, sixteen, ninety and a thousand."""
+    for written in (text, f"[{text}]") if kind.startswith("Some") else (text,):
+        with pytest.raises(ParameterError, match="x="):
+            one(kind, written)
+    with pytest.raises(ParameterError):
+        one("ByMethod[Positive]", f"{{FT: {text or '-'}}}")
+
+
+def test_a_leading_zero_is_refused_with_a_hint():
+    for kind, text in (("Seed", "010"), ("Some[Seed]", "010,011"), ("Positive", "010")):
+        with pytest.raises(ParameterError, match="without leading zeros, such as 10"):
+            one(kind, text)
+
+
+@pytest.mark.parametrize("kind", ["Name", "Folder", "Free[Folder]", "Maybe[Folder]"])
+def test_the_home_folder_is_expanded_once(kind, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert one(kind, "~/x") == str(tmp_path / "x")
+    assert one(kind, one(kind, "~/x")) == str(tmp_path / "x") and one("Text", "~/x") == "~/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("x: 010", "010"),
+        ("x: 1:30", "1:30"),
+        ("x: 1_000", "1_000"),
+        ("x: 0x1F", "0x1F"),
+        ("x: yes", "yes"),
+        ("x: 2020-01-01", "2020-01-01"),
+        ("x: 10", 10),
+        ("x: -3", -3),
+        ("x: 5e-5", 5e-5),
+        ("x: 0.5", 0.5),
+        ("x: 1.", 1.0),
+        ("x: true", True),
+        ("x: null", None),
+        ("x: None", None),
+        ("x: ~", None),
+        ("x:", None),
+        ("x: ~/runs", "~/runs"),
+        ("x: {FT: 010, LP-FT: 1e-3}", {"FT": "010", "LP-FT": 1e-3}),
+        ("x: [0, 010]", [0, "010"]),
+    ],
+)
+def test_a_file_of_parameters_has_decimal_numbers(text, found, tmp_path):
+    (tmp_path / "p.yaml").write_text(text)
+    value = parameters_of_file(tmp_path / "p.yaml")["x"]
+    assert value == found and type(value) is type(found)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x: 1\nx: 2\n", "'x' stands in it twice"),
+        (b"x: {FT: 1, FT: 2}\n", "'FT' stands in it twice"),
+        (b"a: 1\n# f\xfcr\n", "p.yaml, line 2: no UTF-8 text"),
+        (b"x: [", "cannot read the parameter file"),
+        (b"words", "expected lines of `name: value`, found str"),
+        (b"x: !!python/object/apply:os.system [ls]", "cannot read the parameter file"),
+    ],
+)
+def test_a_file_that_is_none_says_why(content, message, tmp_path):
+    (tmp_path / "p.yaml").write_bytes(content)
+    with pytest.raises(ParameterError, match=message):
+        parameters_of_file(tmp_path / "p.yaml")
 
 
 # what is refused, and with which words
@@ -232,7 +315,7 @@ WRONG = [
     ({"methods": ["LPFT"]}, "did you mean 'LP-FT'"),
     ({"methods": []}, "at least one entry"),
     ({"epochs": 0}, "a positive number"),
-    ({"epochs": "nan"}, "a positive number"),
+    ({"epochs": "nan"}, "expected float"),
     ({"epochs": True}, "got bool"),
     ({"epochs": None}, "expected float"),
     ({"epochs": {"TF": 3}}, "methods as keys"),

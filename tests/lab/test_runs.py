@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
+from damage import damaged
 from lpft_nb.lab import runs as lab_runs
 from lpft_nb.lab.launch import differences, parameters_like
 from lpft_nb.lab.notebooks import find_experiment, list_experiments
@@ -92,6 +95,7 @@ OTHER = {  # another value for each parameter, of a run of LP-LoRA, which looks 
     "head_learning_rate": 0.7, "batch_size": 7, "length_grouping": False, "lora_r": 7,
     "lora_alpha": 7, "dtype": "bfloat16", "output": "elsewhere", "head_scale": 7,
     "max_kernel_train": 7, "max_test": 7, "solvers": "svc", "memory": "7GiB",
+    "label_column": "stars", "text_columns": "body", "separator": "tab", "folds": 7, "penalty": 7,
 }  # fmt: skip
 
 
@@ -106,10 +110,21 @@ def test_every_parameter_changes_the_name_unless_its_type_says_otherwise(name):
         if parameter == "device":  # cuda cannot be asked for on a machine without it
             continue
         after = names_of(name, base | {parameter: OTHER[parameter]})
-        assert (after == before) == (model.scope(parameter) == "free"), parameter
+        assert (after == before) == ("free" in model.scopes(parameter)), parameter
 
 
-@pytest.mark.parametrize("scope", ["{}", "OfTraining[{}]", "OfLoRA[{}]", "Free[{}]"])
+@pytest.mark.parametrize(
+    "scope",
+    [
+        "{}",
+        "OfTraining[{}]",
+        "OfLoRA[{}]",
+        "OfProbe[{}]",
+        "IfGiven[{}]",
+        "OfProbe[IfGiven[{}]]",
+        "Free[{}]",
+    ],
+)
 def test_a_new_parameter_is_in_the_name_without_a_line_elsewhere(scope):
     cell = f"""
 methods: "Each[Method]" = ["LP", "FT", "LP-LoRA"]  # which
@@ -125,9 +140,25 @@ novelty: "{scope.format("Count")}" = 1  # not known to anything
         "{}": {"LP", "FT", "LP-LoRA"},
         "OfTraining[{}]": {"FT", "LP-LoRA"},
         "OfLoRA[{}]": {"LP-LoRA"},
+        "OfProbe[{}]": {"LP", "LP-LoRA"},
+        "IfGiven[{}]": {"LP", "FT", "LP-LoRA"},
+        "OfProbe[IfGiven[{}]]": {"LP", "LP-LoRA"},
         "Free[{}]": set(),
     }
     assert {method for method, different in differs.items() if different} == looks[scope]
+
+
+def test_a_parameter_that_is_not_given_is_in_no_name():
+    cell = """
+methods: "Each[Method]" = ["LP", "FT"]  # which
+seeds: "Each[Seed]" = [0]  # which
+"""
+    before = requested_runs(check_parameters(parse_parameters(cell), {}))
+    later = cell + 'novelty: "OfProbe[IfGiven[Count]]" = None  # came later\n'
+    declared = parse_parameters(later)
+    assert requested_runs(check_parameters(declared, {})) == before
+    (probe, tuned) = requested_runs(check_parameters(declared, {"novelty": 3}))
+    assert probe[2] == {"novelty": 3} and tuned[2] == {}
 
 
 def test_a_name_is_the_one_that_the_record_gets(tmp_path):
@@ -284,6 +315,32 @@ def test_corrupt_or_failed_records_are_run_again(small_request, tmp_path):
     failed = make_record(**runs[1].identity, status="failed", error="x")
     write_record(failed, None, runs[1].path.parent)
     assert [run.state for run in runs] == ["to run", "failed"]
+
+
+@pytest.mark.parametrize("ending", [".json", ".safetensors"])
+def test_a_run_counts_as_finished_with_undamaged_record_and_arrays_only(
+    finished_run, tmp_path, ending, caplog
+):
+    """Every file that a run leaves, damaged in every way: the run is named and made again."""
+    request, _, records = finished_run
+    output = Path(shutil.copytree(request["output"], tmp_path / "runs"))
+    (run, *_), _, _ = lp_ft(request, output=str(output))
+    assert run.state == "finished" and run.path.name == records[0].name
+    for how in damaged(run.path.with_suffix(ending)):
+        caplog.clear()
+        assert run.state == "to run", how
+        assert run.name in caplog.text or (ending, how) == (".json", "removed"), how
+    assert run.state == "finished"
+
+
+def test_a_failure_never_replaces_a_finished_record(finished_run, tmp_path, caplog):
+    request, _, _ = finished_run
+    output = Path(shutil.copytree(request["output"], tmp_path / "runs"))
+    (run, *_), _, _ = lp_ft(request, output=str(output))
+    before = run.path.read_bytes()
+    failed = make_record(**run.identity, status="failed", error="no disk left")
+    assert write_record(failed, None, run.path.parent) == run.path
+    assert run.path.read_bytes() == before and "does not replace it" in caplog.text
 
 
 def test_an_analysis_that_writes_another_record_is_noticed(tmp_path):

@@ -156,8 +156,15 @@ def test_wrong_batches(tiny_model):
         model.features(batch["input_ids"], torch.zeros_like(batch["attention_mask"]))
     with pytest.raises(ValueError, match="65 tokens are more than the 64 positions"):
         model.features(torch.ones(1, 65).long(), torch.ones(1, 65).long())
+    other = tiny_model("gpt2")
+    types = torch.zeros_like(batch["input_ids"])
+    plain = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    assert torch.equal(  # zeros say nothing; tokenizers hand them out unasked
+        other.features(**plain, token_type_ids=types), other.features(**plain)
+    )
+    types[0, -1] = 1
     with pytest.raises(ValueError, match="GPT2Model has no token types"):
-        tiny_model("gpt2").features(**batch)
+        other.features(**plain, token_type_ids=types)
     with pytest.raises(ValueError, match="unknown pooling 'first'"):
         tiny_model("bert", pooling="first")
 

@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from damage import damaged
 from toy_records import SURROUNDINGS, make
 
 from lpft_nb import records
 from lpft_nb.store import record as record_module
-from lpft_nb.store.cache import content_hash, write_tensors
+from lpft_nb.store.cache import content_hash, unsealed, write_tensors
 
 # --- names ---
 
@@ -368,7 +369,8 @@ def test_published_records_keep_their_names_and_are_read():
     for path in found[::5]:
         record = records.read_record(path)
         assert records.record_id(record) == path.stem
-        assert record_module.record_text(record) == path.read_bytes()
+        written, published = records.record_text(record), path.read_bytes()
+        assert unsealed(written)[0] == unsealed(published)[0]  # older ones have no checksum
 
 
 # --- killed, full, read-only ---
@@ -438,3 +440,27 @@ def test_a_read_only_folder_raises_and_can_be_read(tmp_path):
         assert records.load_results(tmp_path)["run_id"].nunique() == 1
     finally:
         tmp_path.chmod(0o755)
+
+
+# --- damaged in one place
+
+
+def test_a_changed_bit_anywhere_in_a_record_is_noticed(tmp_path):
+    "A number of a metric, a key, the checksum itself: whatever changes, the file is refused by name."
+    path = records.write_record(make(), None, tmp_path)
+    for how in damaged(path, bits=400):
+        if how != "removed":
+            with pytest.raises(records.RecordError, match=path.stem):
+                records.read_record(path)
+    assert records.is_finished(path)
+
+
+def test_a_changed_bit_anywhere_in_the_arrays_is_noticed(tmp_path):
+    "Values, names, shapes, and what the header says of run and axes."
+    path = records.write_record(make(), {"logits/FT/test": torch.randn(5, 3)}, tmp_path)
+    record = records.read_record(path)
+    for _ in damaged(path.with_suffix(".safetensors"), bits=400):
+        with pytest.raises(records.RecordError):
+            records.load_arrays(record, tmp_path)
+        assert not records.is_finished(path)
+    assert records.is_finished(path)

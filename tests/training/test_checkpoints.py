@@ -1,14 +1,22 @@
 """What a stage leaves comes back whole or is refused."""
 
+import json
+
 import pytest
 import torch
 from conftest import build_tiny_model
 
-from lpft_nb.store.cache import read_tensors, write_tensors
+from damage import damaged
+from lpft_nb.store.cache import read_tensors, sealed, write_tensors
 from lpft_nb.training.checkpoints import (
+    LOGITS,
+    MARKER,
+    STAGE,
     WEIGHTS,
+    DamagedStage,
     last_checkpoint,
-    load_stage,
+    read_stage,
+    restore_stage,
     restore_weights,
     save_stage,
     trained_weights,
@@ -40,9 +48,10 @@ def test_there_and_back(kept):
     folder, model, logits = kept
     other = ready()
     frozen = {n: p.clone() for n, p in other.named_parameters() if not p.requires_grad}
-    content, found = load_stage(folder, "key", other)
-    assert content == {"rows": [1, 2]} and set(found) == set(logits)
-    assert all(torch.equal(found[split], logits[split]) for split in logits)
+    saved = read_stage(folder, "key")
+    restore_stage(saved, folder, other)
+    assert saved.content == {"rows": [1, 2]} and set(saved.logits) == set(logits)
+    assert all(torch.equal(saved.logits[split], logits[split]) for split in logits)
     theirs = dict(model.named_parameters())
     for name, p in other.named_parameters():
         assert torch.equal(p, frozen[name] if name in frozen else theirs[name]), name
@@ -58,7 +67,7 @@ def test_a_file_that_lacks_a_parameter_is_refused_and_nothing_is_changed(kept, n
     other = ready()
     before = {n: p.clone() for n, p in other.named_parameters()}
     with pytest.raises(ValueError, match=rf"lacks {name}.*remove this one"):
-        load_stage(folder, "key", other)
+        restore_stage(read_stage(folder, "key"), folder, other)
     assert all(torch.equal(p, before[n]) for n, p in other.named_parameters())
 
 
@@ -71,15 +80,27 @@ def test_a_foreign_parameter_or_another_shape_is_refused():
         restore_weights(model, weights | {"head.bias": torch.zeros(1)}, "a file")
 
 
-def test_another_key_or_a_damaged_file_is_refused(kept):
+def test_another_key_is_refused(kept):
+    with pytest.raises(ValueError, match="another model, task, seed or settings") as caught:
+        read_stage(kept[0], "other")
+    assert not isinstance(caught.value, DamagedStage)
+
+
+@pytest.mark.parametrize("name", [STAGE, WEIGHTS, LOGITS])
+def test_a_damaged_file_is_named(kept, name):
+    """One bit, anywhere; a cut, anywhere; a file that is gone or empty."""
     folder, _, _ = kept
-    with pytest.raises(ValueError, match="another model, task, seed or settings"):
-        load_stage(folder, "other", ready())
-    data = bytearray((folder / WEIGHTS).read_bytes())
-    data[-1] ^= 1
-    (folder / WEIGHTS).write_bytes(data)
-    with pytest.raises(ValueError, match="checksum"):
-        load_stage(folder, "key", ready())
+    for _ in damaged(folder / name):
+        with pytest.raises(DamagedStage, match=folder.name):
+            read_stage(folder, "key")
+    assert read_stage(folder, "key").content == {"rows": [1, 2]}
+
+
+def test_files_of_two_runs_are_not_mixed(kept):
+    folder, _, logits = kept
+    write_tensors(folder / LOGITS, {"test": logits["test"]}, {"key": "another"})
+    with pytest.raises(DamagedStage, match="different runs"):
+        read_stage(folder, "key")
 
 
 def test_kept_weights_are_copies():
@@ -93,3 +114,23 @@ def test_kept_weights_are_copies():
 def test_incomplete_checkpoints_are_passed_over(tmp_path):
     (tmp_path / "checkpoint-9").mkdir()
     assert last_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_with_a_damaged_file_is_passed_over(tmp_path, caplog):
+    from lpft_nb.training.checkpoints import _checksum
+
+    for step in (3, 12):
+        place = tmp_path / f"checkpoint-{step}"
+        place.mkdir()
+        (place / "optimizer.pt").write_bytes(bytes(range(64)))
+        files = {"optimizer.pt": _checksum(place / "optimizer.pt")}
+        (place / MARKER).write_bytes(sealed(json.dumps({"value": None, "files": files}).encode()))
+    newest = tmp_path / "checkpoint-12"
+    assert last_checkpoint(tmp_path) == newest
+    for name in ("optimizer.pt", MARKER):
+        for how in damaged(newest / name):
+            caplog.clear()
+            assert last_checkpoint(tmp_path).name == "checkpoint-3", how
+            gone = name == MARKER and how == "removed"  # then it was never complete
+            assert gone or f"checkpoint-12 is not used: {name}" in caplog.text
+    assert last_checkpoint(tmp_path) == newest
