@@ -26,10 +26,25 @@ from lpft_nb.models.checkpoints import (
     take_hub_options,
 )
 from .models.configuration import ClassifierConfig
-from .models.encoding import Batch, Encoded, Texts, check_length, encode_rows
-from .models.loading import fresh_config, load_backbone, load_saved, settle
+from lpft_nb.models.encoding import (
+    Batch,
+    Encoded,
+    Texts,
+    check_length,
+    encode_rows,
+    fit_tokenizer,
+)
+from lpft_nb.models.loading import (
+    fresh_config,
+    load_backbone,
+    load_saved,
+    own_rules,
+    settle,
+    take_customary,
+)
 from .models.lora import inject_lora
 from .models.saving import whole_save
+from .models.trials import try_backbone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +56,7 @@ from lpft_nb.models.backbones import (
     backbone_inputs,
     build_backbone as build_backbone,
     choose_pooling as choose_pooling,
+    embedding_rows,
     evaluation as evaluation,
     keep_weights,
     learned_positions as learned_positions,
@@ -228,9 +244,10 @@ class _Loaded(_Reader):
         name: str
         | Path,  # an embedded name, a directory (of a Classifier or any backbone), a hub id
         num_labels: int | None = None,  # C; a backbone needs it, a saved Classifier is compared
-        pooling: str | None = None,  # "cls", "last" or "mean"; None: by the kind of backbone
+        pooling: str | None = None,  # "cls", "last" or "mean"; None: the checkpoint's own rule
         seed: int = 0,  # of a new head
-        max_length: int | None = None,  # tokens; None: 128, or what a saved Classifier says
+        max_length: int
+        | None = None,  # tokens; None: 128 or as many as fit, or what a saved Classifier says
         head_bias: bool | None = None,  # None: yes, or what a saved Classifier says
         head_dropout: float | None = None,  # probability; None: 0.1, or what a saved one says
         label_names: Sequence[str] | None = None,  # C names; None: LABEL_0, …, or the saved ones
@@ -243,6 +260,8 @@ class _Loaded(_Reader):
         asked = {"pooling": pooling, "max_tokens": max_length}
         asked |= {"head_bias": head_bias, "head_dropout": head_dropout}
         asked = {field: value for field, value in asked.items() if value is not None}
+        own = {"attention": attention, "dtype": dtype, "label_names": label_names}
+        attention, dtype, label_names = take_customary(options, own).values()
         directory, source = locate(name, trust_remote_code, **take_hub_options(options))
         config = options.pop("config", None) or load_config(directory, trust_remote_code)
         how: dict[str, Any] = {"dtype": dtype, "attention": attention, "options": options}
@@ -258,10 +277,17 @@ class _Loaded(_Reader):
         else:
             labels = label_map(num_labels, label_names)
             backbone = load_backbone(directory, config, trust_remote_code=trust_remote_code, **how)
-            model = cls(fresh_config(backbone, labels, source=source, **asked), backbone).eval()
+            limit = backbone_inputs(backbone).position_limit
+            rules = own_rules(directory, config, asked, position_limit=limit)
+            model = cls(fresh_config(backbone, labels, source=source, **rules), backbone).eval()
             reset_head(model, seed)
-        model.tokenizer = load_tokenizer(directory, trust_remote_code)
-        check_length(model.max_length, model.inputs.position_limit, model.tokenizer)
+        tokenizer = load_tokenizer(directory, trust_remote_code)
+        model.tokenizer = fit_tokenizer(tokenizer, embedding_rows(model.backbone))
+        special = 0 if tokenizer is None else tokenizer.num_special_tokens_to_add()
+        limit = try_backbone(model, shortest=special + 1, longest=model.max_length).position_limit
+        if max_length is None:
+            model.config.max_tokens = min(model.max_length, limit or model.max_length)
+        check_length(model.max_length, limit, tokenizer)
         return model
 
 # %% ../nbs/02d_the_classifier_in_code.ipynb #0dbdb874

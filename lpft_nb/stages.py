@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from .models.head import check_class_order
 from .store.cache import content_hash
 from .store.machine import World, peak_memory_bytes, reset_peak_memory, resolve
 from .store.names import METHODS as METHODS
@@ -204,6 +205,7 @@ def _start_run(
             f"the model's head has {model.config.num_labels} classes, task {task.name!r} has "
             f"{task.num_labels}; load the model with num_labels={task.num_labels}"
         )
+    check_class_order(list(model.config.id2label.values()), task.label_names)
     encoded = {
         split: encode_split(model, data, max_length) for split, data in task.splits().items()
     }
