@@ -98,6 +98,19 @@ def check_columns(
         raise ValueError("the frame has no rows: check the filter that made it")
 
 
+def _refuse_two_poolings(frame: pd.DataFrame, by: list[str]) -> None:
+    "Raise ValueError where rows of one model read its features out in two ways and nothing tells them apart."
+    if "pooling" not in frame or "pooling" in by:
+        return
+    models = frame["model"] if "model" in frame else pd.Series("all", index=frame.index)
+    for model, poolings in frame["pooling"].groupby(models, observed=True):
+        if poolings.nunique() > 1:
+            found = " and ".join(sorted(poolings.dropna().unique()))
+            raise ValueError(
+                f"rows of {model} with the poolings {found}: filter to one, or name the column pooling"
+            )
+
+
 def over_seeds(
     frame: pd.DataFrame,  # tidy rows, one for each combination of `by` and seed
     value: str,  # column to average
@@ -107,6 +120,7 @@ def over_seeds(
 ):  # by columns, then mean, low, high (95 % t-interval) and n, in order of appearance
     "Average over seeds; `ValueError` for a value that is not finite or when two rows share `by` and seed."
     check_columns(frame, [*by, value, "seed"])
+    _refuse_two_poolings(frame, by)
     finite = np.isfinite(frame[value].astype(float))
     if not finite.all():
         raise ValueError(

@@ -77,7 +77,7 @@ def _differing(rows: pd.DataFrame) -> str:
 def _refuse_mixtures(rows: pd.DataFrame, cell: str) -> None:
     "Raise ValueError when the rows of one comparison do not share data, or a method's settings."
     advice = f"Filter the frame first, or add the column to `by` ({cell})."
-    for column in ("fingerprint", "max_train", "n_train"):
+    for column in ("fingerprint", "pooling", "max_train", "n_train"):
         if column in rows and rows[column].nunique(dropna=False) > 1:
             found = " and ".join(sorted(str(value) for value in rows[column].unique()))
             raise ValueError(

@@ -135,6 +135,7 @@ RESULT_COLUMNS = (
     "n_train",
     "created",
     "fingerprint",
+    "pooling",
     "configuration",
     "parameters",
 )
@@ -178,6 +179,7 @@ def _describe(record: dict) -> dict:
         "task": task["name"],
         "model": record["model"]["id"],
         "fingerprint": task["fingerprint"],
+        "pooling": record["model"].get("pooling"),
         "max_train": _number(_of_method(used.get("max_train"), method), int),
         "epochs": _number(_of_method(used.get("epochs"), method), int, float),
         "n_train": _number(task["sizes"].get("train"), int),
@@ -215,7 +217,7 @@ def _table(parts: list[dict], kind: str) -> pd.DataFrame:
     return frame[list(columns)]
 
 # %% ../../nbs/08c_gathered_table.ipynb #b830b1a3
-_TABLE_VERSION = 1  # to be raised when a table is made in another way from the same records
+_TABLE_VERSION = 2  # to be raised when a table is made in another way from the same records
 
 
 def _hashes(folder: Path, contents: dict[Path, bytes | OSError]) -> dict[str, str]:
