@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
 
 # %% ../../nbs/02i_trials.ipynb #fc75ca07
-LONGEST_TRIAL = 128  # tokens
+LONGEST_TRIAL = 1024  # tokens, where somebody asks for as many
 
 
 def trial_examples(
@@ -162,7 +162,7 @@ def _check_company(model: "Classifier", examples: list[Encoded], alone: torch.Te
 def try_backbone(
     model: "Classifier",  # new, on the CPU; what it takes is settled in place
     shortest: int = 1,  # tokens of a text of one word
-    longest: int | None = None,  # tokens of the long example; None: as many as fit, at most 128
+    longest: int = 128,  # tokens of the long example, where as many fit
 ) -> BackboneInputs:  # what the backbone takes, its limit of positions observed
     "Read a short and a long example in several ways; raises ClassifierError where φ depends on more than the text."
     (first,) = trial_examples(model.backbone, (max(8, shortest),))
@@ -175,7 +175,7 @@ def try_backbone(
         )
         limit = min((number for number in limits if number is not None), default=None)
         model.inputs = dataclasses.replace(model.inputs, position_limit=limit)
-        most = min(longest or LONGEST_TRIAL, limit or LONGEST_TRIAL, LONGEST_TRIAL)
+        most = min(longest, limit or longest, LONGEST_TRIAL)
         examples = trial_examples(model.backbone, (min(shortest, most), most))
         own = _read_each(model, lambda one: _own_features(model, one), examples)
         alone = _check_numbering(model, examples, own)
