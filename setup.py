@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-EXTRAS = ("offline", "book", "sweep", "dev")
+EXTRAS = ("offline", "gguf", "book", "sweep", "dev")
 
 
 class BuildWithNotebooks(build_py):

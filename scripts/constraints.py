@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("offline", "book", "sweep", "dev")
+EXTRAS = ("offline", "gguf", "book", "sweep", "dev")
 BUILD = ("setuptools", "wheel")
 LEFT_OUT = ("nvidia-", "cuda-", "triton")  # what torch adds for GPUs: each platform takes its own
 OTHER_PYTHONS = {  # what papermill takes on Python 3.12 alone, at the versions that were tried there
@@ -58,7 +58,7 @@ def closure(requirements: list[Requirement]) -> dict[str, str]:
             found = distribution(requirement.name)
         except PackageNotFoundError as error:
             raise SystemExit(
-                f"{requirement} is not installed{asked_by}: install -e .[offline,book,sweep,dev] first"
+                f"{requirement} is not installed{asked_by}: install -e .[offline,gguf,book,sweep,dev] first"
             ) from error
         versions[key[0]] = Version(found.version).public
         for text in found.requires or ():

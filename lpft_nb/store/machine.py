@@ -119,12 +119,15 @@ class Progress:
 
             self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}")
 
-    def step(self) -> None:
-        "Count one part."
-        self.done += 1
+    def step(
+        self,
+        count: int = 1,  # parts that are done since the last step
+    ) -> None:
+        "Count one part, or several."
+        self.done += count
         now = time.perf_counter()
         if self.bar is not None:
-            self.bar.update()
+            self.bar.update(count)
             if self.done >= self.total:
                 self.close()
         elif not self.quiet and now - self.told >= self.seconds:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'ELSEWHERE', 'Records', 'PER_RUN', 'RESULT_COLUMNS', 'RUN_COLUMNS', 'TABLES', 'read_records', 'load_table',
-           'gather']
+           'gather', 'results_table']
 
 # %% ../../nbs/08c_gathered_table.ipynb #4ff64e7f
 import hashlib
@@ -303,3 +303,33 @@ def gather(
         )
         write_atomically(folder / place.file, buffer.getvalue())
     return folder / TABLES["metrics"].file
+
+# %% ../../nbs/08c_gathered_table.ipynb #453d97b8
+def results_table(
+    frame: pd.DataFrame,  # as `load_results` returns it
+) -> str:
+    "Mean final accuracy, one line a configuration; the settings that differ within a method are columns."
+    shown = frame[frame["final"] & (frame["metric"] == "accuracy") & (frame["split"] != "train")]
+    if not len(shown):
+        return "no finished runs"
+    same = ["experiment", "task", "model", "method"]
+    known = {"fingerprint": shown["fingerprint"]} | _settings(shown, PER_RUN)
+    groups = [shown[name].astype(str) for name in same]
+    several = [
+        name
+        for name, values in known.items()
+        if (values.astype(str).groupby(groups, sort=False).nunique() > 1).any()
+    ]
+    by = [*groups, *(known[name].astype(str).rename(name) for name in several), shown["split"]]
+    table = shown["value"].groupby(by, sort=False).agg(accuracy="mean", runs="size")
+    return table.reset_index().to_string(index=False, float_format="{:.4f}".format)
+
+
+def _settings(frame: pd.DataFrame, left_out: tuple[str, ...]) -> dict[str, pd.Series]:
+    "Every setting of some rows as a column; what tells runs of one configuration apart is none."
+    used = [json.loads(text) for text in frame["parameters"]]
+    names = dict.fromkeys(name for one in used for name in one if name not in left_out)
+    return {
+        name: pd.Series([one.get(name) for one in used], index=frame.index, dtype=object)
+        for name in names
+    }

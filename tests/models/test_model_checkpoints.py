@@ -108,7 +108,7 @@ def test_a_hub_model_is_fetched_as_safetensors_only(tiny_model, tmp_path, monkey
 @pytest.mark.parametrize(
     "name, hint",
     [
-        ("minlm", r"no embedded model \(did you mean 'minilm'\?\)"),
+        ("minlm", r"no model of this package \(did you mean 'minilm'\?\)"),
         ("no/such-model", "Check the name and the network"),
     ],
 )
