@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['logger', 'EMBEDDED_MODELS', 'FETCHED_MODELS', 'HUB_FILES', 'HUB_OPTIONS', 'MARKER', 'TOKENIZER_FILES',
-           'STATED_POOLINGS', 'ClassifierError', 'refusing', 'weight_files', 'model_file_hash', 'embedded_directory',
-           'FetchedModel', 'download', 'take_hub_options', 'models_directory', 'kept_model', 'hub_answers', 'hub_copy',
-           'fetched_directory', 'locate', 'load_config', 'load_tokenizer', 'stated_pooling', 'quiet_transformers',
-           'refuse_incomplete']
+           'ClassifierError', 'refusing', 'weight_files', 'model_file_hash', 'embedded_directory', 'FetchedModel',
+           'download', 'take_hub_options', 'models_directory', 'kept_model', 'hub_answers', 'hub_copy',
+           'fetched_directory', 'locate', 'load_config', 'load_tokenizer', 'quiet_transformers']
 
 # %% ../../nbs/02b_checkpoints.ipynb #2ac1afb4
 import functools
@@ -381,49 +380,6 @@ def load_tokenizer(
         )
     return tokenizer
 
-# %% ../../nbs/02b_checkpoints.ipynb #a1b2c302
-STATED_POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_lasttoken": "last",
-    "pooling_mode_mean_tokens": "mean",
-    "cls": "cls",
-    "lasttoken": "last",
-    "mean": "mean",
-}
-
-
-def _modes(stated: dict[str, Any]) -> list[str]:
-    "The poolings that a configuration of sentence-transformers switches on, by its own names."
-    mode = stated.get("pooling_mode")
-    if mode is not None:
-        return [mode] if isinstance(mode, str) else list(mode)
-    return [name for name, on in stated.items() if name.startswith("pooling_mode_") and on is True]
-
-
-def stated_pooling(
-    directory: Path,  # a checkpoint
-) -> str | None:  # "cls", "last" or "mean"; None: it states none
-    "The pooling that a sentence encoder was trained with; raises ClassifierError for one that φ does not have."
-    steps = directory / "modules.json"
-    if not steps.is_file():
-        return None
-    try:
-        named = [step for step in json.loads(steps.read_text()) if step["type"].endswith("Pooling")]
-        if not named:
-            return None
-        modes = _modes(json.loads((directory / named[0]["path"] / "config.json").read_text()))
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise ClassifierError(
-            f"modules.json in {directory.name!r} names a pooling that cannot be read ({type(error).__name__}: {error}); "
-            "fetch the checkpoint whole, or say which one it is: pooling='mean', 'cls' or 'last'"
-        ) from error
-    if len(modes) != 1 or modes[0] not in STATED_POOLINGS:
-        raise ClassifierError(
-            f"{directory.name!r} states the pooling {modes}, and φ is the first token, the last, or the mean; "
-            "choose one: pooling='mean', 'cls' or 'last'"
-        )
-    return STATED_POOLINGS[modes[0]]
-
 # %% ../../nbs/02b_checkpoints.ipynb #64bc3d36
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
@@ -438,18 +394,3 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def refuse_incomplete(
-    report: dict[str, Any],  # transformers' loading info
-    name: str,  # for the message
-) -> None:
-    "Refuse weights that are missing or of another shape: they would be random numbers."
-    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if missing:
-        raise ClassifierError(
-            f"the checkpoint {name!r} lacks {len(missing)} weights or has them in another shape: "
-            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}; it does not fit its config.json"
-        )
-    if report["unexpected_keys"]:
-        logger.info("%s: not used: %s", name, ", ".join(sorted(report["unexpected_keys"])))

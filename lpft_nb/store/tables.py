@@ -313,7 +313,7 @@ def results_table(
     if not len(shown):
         return "no finished runs"
     same = ["experiment", "task", "model", "method"]
-    known = {"fingerprint": shown["fingerprint"]} | _settings(shown, PER_RUN)
+    known = {name: shown[name] for name in ("fingerprint", "pooling")} | _settings(shown, PER_RUN)
     groups = [shown[name].astype(str) for name in same]
     several = [
         name

@@ -12,10 +12,10 @@ from transformers import BertModel
 
 from lpft_nb.classifier import Classifier, describe_model
 from lpft_nb.models.backbones import build_backbone, learned_positions
-from lpft_nb.models.checkpoints import ClassifierError, stated_pooling
+from lpft_nb.models.checkpoints import ClassifierError
 from lpft_nb.models.encoding import fit_tokenizer
 from lpft_nb.models.head import check_class_order, label_map
-from lpft_nb.models.loading import fresh_config, take_customary
+from lpft_nb.models.loading import fresh_config, stated_pooling, take_customary
 from lpft_nb.models.trials import observed_limit, trial_examples, try_backbone
 from lpft_nb.stages import LinearProbe, run_stages
 from lpft_nb.tasks import load_task
