@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Tokenizer
+from transformers import AddedToken
 
 from ..store.cache import content_hash
 
@@ -54,7 +54,9 @@ def _hash(
     return content_hash(json.dumps(value, sort_keys=True).encode())
 
 # %% ../../nbs/02j_fingerprints.ipynb #1f8fe7bf
-def _backend(tokenizer: Tokenizer) -> dict[str, Any]:
+def _backend(
+    tokenizer: Any,  # a Tokenizer of the library tokenizers
+) -> dict[str, Any]:
     "A Rust tokenizer without the length and padding of the last call."
     try:
         parts = json.loads(tokenizer.to_str())
@@ -86,7 +88,7 @@ def _text(value: Any) -> Any:
     if isinstance(value, AddedToken):
         flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
         return {"token": value.content} | {name: getattr(value, name) for name in flags}
-    if isinstance(value, Tokenizer):
+    if (kind.__module__, kind.__name__) == ("tokenizers", "Tokenizer"):
         return _backend(value)
     return _text_of_object(value)
 
@@ -158,7 +160,7 @@ def function_fingerprint(
     return _hash(
         {
             "config": {name: settings[name] for name in _acting(settings) if name not in names},
-            "attention": config._attn_implementation,
+            "attention": getattr(config, "_attn_implementation", None),
             "experts": getattr(config, "_experts_implementation", None),
             "modules": repr(model.backbone),
             "code": _own_code(model.backbone),

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -111,7 +111,8 @@ def frozen_features(
     device: str,  # cpu or cuda
 ) -> dict[str, torch.Tensor]:  # by split, (N, h) float32
     "The features φ of every split, through the cache."
-    common = {"weights": weights_hash(model), "device": [device, *_arithmetic(device)]}
+    common: dict[str, Any] = {"weights": weights_hash(model)}
+    common["device"] = [device, *_arithmetic(device)]
     if model.tokenizer is not None:
         common["padding"] = [model.tokenizer.pad_token_id, model.tokenizer.padding_side]
 
