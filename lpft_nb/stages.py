@@ -28,7 +28,9 @@ from .store.names import METHODS as METHODS
 from .store.names import one_of
 from lpft_nb.training.checkpoints import (
     DamagedStage,
+    check_begun,
     is_finished,
+    note_begun,
     read_stage,
     restore_stage,
     save_stage,
@@ -172,6 +174,7 @@ def _finished_or_run(
 ) -> _Ending:
     "Take a stage from its folder, or run it and leave it there; a damaged one is named and run again."
     try:
+        check_begun(data.folder, key)
         saved = read_stage(data.folder, key) if is_finished(data.folder) else None
     except DamagedStage as error:
         logger.warning("%s is made again: %s", name, error)
@@ -183,6 +186,8 @@ def _finished_or_run(
         print(f"{name}: taken from the output folder", flush=True)
         features = _features_after(model, data)
         return _Ending(content=saved.content, features=features, logits=saved.logits)
+    if processes.rank == 0:
+        note_begun(data.folder, key)
     ending = _run_one(stage, model, data, name=name, **more)
     if processes.rank == 0:
         save_stage(data.folder, key, model=model, content=ending.content, logits=ending.logits)
@@ -222,10 +227,12 @@ def _start_run(
 
 
 def _run_key(model: "Classifier", task: "Task", data: StageData, max_length: int) -> str:
-    "A hash of what a run starts from: weights, head, task, seed, length, device and precision."
+    "A hash of what a run starts from: weights, head, task, tokens, seed, length, device and precision."
     start = dict(
         weights=weights_hash(model),
-        task=task.fingerprint,
+        head_dropout=model.config.head_dropout,
+        task=[task.fingerprint, *task.metrics],
+        tokens={split: content_hash(part.inputs) for split, part in data.encoded.items()},
         seed=data.seed,
         max_length=max_length,
         device=data.device,

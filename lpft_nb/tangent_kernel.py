@@ -29,7 +29,7 @@ from .kernel.result import trace_over_classes as trace_over_classes
 from .kernel.sides import Side, feature_gram, shares_of
 from .kernel.streaming import Work, unchanged, within_memory
 from .linearized import LinearizedModel as LinearizedModel
-from .store.cache import content_hash, parse_size
+from .store.cache import content_hash, parse_size, versions
 from .store.machine import World
 from .store.names import one_of
 
@@ -226,14 +226,16 @@ def tangent_kernel(
     costs = part_costs(model, work.sides, work.probed)
     work.probed.parts = world.share(work.probed.parts, costs)
     accumulators = empty_shares(work)
-    store = Store(directory, content_hash(description, world.rank, world.size), accumulators)
+    key = content_hash(description, versions(), world.rank, world.size)
+    store = Store(directory, key, accumulators)
     plan = failed = None
     try:
         plan = within_memory(work, parse_size(memory), store)
     except Exception as caught:
         failed = caught
-    key = content_hash(description)
-    world.sum(accumulators.values(), key, failed, what="kernel", error=KernelError)
+    world.sum(
+        accumulators.values(), content_hash(description), failed, what="kernel", error=KernelError
+    )
     assert plan is not None  # `sum` has raised what failed
     shares = shares_of(accumulators, work.sides, work.classes)
     store.remove()

@@ -400,7 +400,7 @@ def test_nan_weights_stop_the_run(task):
 def test_a_model_without_a_tokenizer_is_refused(task):
     model = small()
     model.tokenizer = None
-    with pytest.raises(ValueError, match="fast tokenizer"):
+    with pytest.raises(ValueError, match="has no tokenizer"):
         run_stages(model, task, [LinearProbe()], device="cpu")
 
 

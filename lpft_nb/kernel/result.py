@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..models.fingerprints import function_fingerprint
 from ..store.cache import content_hash, read_tensors, write_tensors
 from .gradient_factors import KernelError, kernel_parameters, move_padding_right
 
@@ -39,15 +40,12 @@ def example_ids(
 def model_hash(
     model: "Classifier",  # the model
 ) -> str:  # 64 hex digits
-    "One hash of every weight, of what is trainable, and of the configuration: heads, activations, adapters' scale, pooling."
+    "One hash of every weight, of what is trainable, and of how the backbone computes (`function_fingerprint`)."
     weights = dict(model.state_dict())
     trainable = sorted(
         name for name, parameter in model.named_parameters() if parameter.requires_grad
     )
-    assert model.config.backbone is not None  # a Classifier refuses to be made without one
-    backbone = json.loads(model.config.backbone.to_json_string())
-    backbone.pop("transformers_version", None)
-    return content_hash(weights, trainable, model.config.pooling, model.config.lora, backbone)
+    return content_hash(weights, trainable, function_fingerprint(model))
 
 # %% ../../nbs/20d_kernel_result.ipynb #161c20cb
 CONVENTION = "axes (N, C, M, C): example and class on the left, example and class on the right; sums over trainable parameters"

@@ -233,6 +233,8 @@ def surroundings(
     parts = {
         "task": ("task", "fingerprint"),
         "model": ("model", "sha256"),
+        "configuration": ("model", "config_sha256"),
+        "tokenizer": ("model", "tokenizer_sha256"),
         "processor": ("hardware", "processor"),
         "GPU": ("hardware", "gpu"),
     }

@@ -157,20 +157,19 @@ def load_model(
     parameters: Any,  # with model, and where declared pooling and max_length
     task: "Task",
     seed: int,  # of the head
+    *,
+    planned: dict[str, Any] | None = None,  # as `describe_model_of` returned it; None: any
 ) -> "Classifier":
-    "The classifier that a run starts from; raises ParameterError for a model that cannot be had."
+    "The classifier that a run starts from; raises ParameterError for a model that cannot be had, or is not the planned one."
     from lpft_nb.classifier import Classifier
-    from lpft_nb.models.checkpoints import ClassifierError
+    from lpft_nb.models.checkpoints import ClassifierError, refuse_changed
 
     options = _declared(parameters, "pooling", "max_length")
     try:
-        return Classifier.from_pretrained(
-            parameters["model"],
-            num_labels=task.num_labels,
-            seed=seed,
-            label_names=list(task.label_names),
-            **options,
-        )
+        classes = {"num_labels": task.num_labels, "label_names": list(task.label_names)}
+        model = Classifier.from_pretrained(parameters["model"], **classes, seed=seed, **options)
+        refuse_changed(model.config.source, planned or {})
+        return model
     except ClassifierError as error:
         raise ParameterError(f"model={parameters['model']!r}: {error}") from error
 
@@ -314,7 +313,7 @@ def execute(
     checkpoints, start = run.path.parents[1] / "checkpoints" / run.name, time.monotonic()
     options = _declared(run.settings, "device", "dtype", "max_length")
     try:
-        model = load_model(run.settings, task, run.seed)
+        model = load_model(run.settings, task, run.seed, planned=run.model)
         result = run_stages(model, task, run.stages, seed=run.seed, output=checkpoints, **options)
     except Exception as error:
         message, spent = f"{type(error).__name__}: {error}", time.monotonic() - start

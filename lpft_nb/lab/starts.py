@@ -188,7 +188,7 @@ def measure_start(
 
     settings, started = run.settings, time.monotonic()
     reset_peak_memory(settings["device"])
-    model = load_model(settings, task, run.seed)
+    model = load_model(settings, task, run.seed, planned=run.model)
     bring_to_start(model, run.method, task, settings=settings, seed=run.seed)
     model.to(settings["device"])
     train, labels, places = kernel_batch(

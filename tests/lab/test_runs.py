@@ -257,6 +257,21 @@ def test_the_plan_describes_the_model_as_loading_it_would(small_request):
     assert (run.model["pooling"], run.model["max_length"]) == (model.config.pooling, 16)
 
 
+@pytest.mark.parametrize(
+    ("file", "part"), [("config.json", "configuration"), ("tokenizer_config.json", "tokenizer")]
+)
+def test_a_model_that_changed_after_the_plan_is_refused(small_request, tmp_path, file, part):
+    folder = shutil.copytree(small_request["model"], tmp_path / "model")
+    runs, task, _ = lp_ft(small_request, model=str(folder), output=str(tmp_path / "runs"))
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | {"hidden_act": "relu"}))
+    with pytest.raises(ParameterError, match=f"the {part} of 'model' changed after the run was"):
+        lab_runs.execute(runs[0], task)
+    assert runs[0].state == "failed"
+    again, _, _ = lp_ft(small_request, model=str(folder), output=str(tmp_path / "runs"))
+    assert {run.name for run in runs} & {run.name for run in again} == set()
+
+
 def test_a_plan_without_runs_or_with_two_of_one_name_is_refused(tmp_path):
     parameters = EXPERIMENTS["calibration"].check({"output": str(tmp_path)})
     run = Run("FT", 0, {"a": 1}, task=TASK, model=MODEL)

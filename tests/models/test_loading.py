@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from lpft_nb.models.checkpoints import ClassifierError, model_file_hash
+from lpft_nb.models.fingerprints import file_hashes
 from lpft_nb.models.loading import describe_model
 from lpft_nb.models.lora import add_lora
 from lpft_nb.classifier import Classifier, features_of
@@ -94,6 +95,7 @@ def test_a_backbone_loads_from_a_whole_checkpoint(architecture, tmp_path):
         "id": tmp_path.name,
         "revision": None,
         "sha256": model_file_hash(tmp_path),
+        **file_hashes(tmp_path),
     }
     assert model.config.backbone._name_or_path == tmp_path.name
 
@@ -217,7 +219,7 @@ def no_weights(monkeypatch):
 
 def said_by(model):
     "A loaded model's own account, by counting what is in memory: the oracle of `describe_model`."
-    source = {name: model.config.source[name] for name in ("id", "revision", "sha256")}
+    source = {name: value for name, value in model.config.source.items() if name != "base"}
     return source | {
         "pooling": model.config.pooling,
         "max_length": model.max_length,

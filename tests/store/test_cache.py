@@ -1,6 +1,7 @@
 """The cache: same values from the file as from the computation, whatever happens to the file."""
 
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -211,6 +212,26 @@ def test_kind_and_versions_are_part_of_the_question(monkeypatch):
     assert cache.cached("features", {"a": 1}, lambda: {"x": torch.ones(1)})["x"] == 1
 
 
+@pytest.mark.parametrize("package", ["torch", "transformers", "tokenizers", "peft"])
+def test_what_another_version_has_stored_is_not_read(package, monkeypatch):
+    def stored(number):
+        return int(cache.cached("features", {"a": 1}, lambda: {"x": torch.tensor(number)})["x"])
+
+    assert stored(1) == 1
+    with monkeypatch.context() as older:
+        older.setattr(importlib.import_module(package), "__version__", "0.0.1")
+        assert stored(2) == 2
+        assert stored(3) == 2, "that version reads its own"
+    assert stored(4) == 1, "and back"
+
+
+def test_versions_are_those_that_are_installed_whether_imported_or_not(monkeypatch):
+    before = cache.versions()
+    for name in cache.COMPUTING:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert cache.versions() == before and {"lpft_nb", "torch", "transformers"} <= set(before)
+
+
 @pytest.mark.parametrize("kind", ["", "Features", "../up", "a b", "a/b", "1a"])
 def test_kind_is_a_plain_word(kind):
     with pytest.raises(ValueError, match="lower-case word"):
@@ -336,11 +357,9 @@ def fill(number, size=1000):
 
 def numbers_stored(count):
     "Which of the numbers have an entry; looking does not count as a use."
-    versions = {"lpft_nb": cache.__version__, "torch": torch.__version__}
+    question = {"kind": "features", "versions": cache.versions()}
     names = {
-        number: cache.content_hash(
-            cache.canonical_json({"kind": "features", "key": {"number": number}} | versions)
-        )
+        number: cache.content_hash(cache.canonical_json(question | {"key": {"number": number}}))
         for number in range(count)
     }
     stored = {path.stem for path in cache.cache_directory().rglob("*.safetensors")}

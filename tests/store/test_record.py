@@ -58,7 +58,8 @@ def test_run_id_is_always_a_file_name(keys):
 @pytest.mark.parametrize(
     "path",
     [("seed",), ("method",), ("experiment",), ("parameters", "epochs"), ("parameters", "new"), ("task", "fingerprint"), ("task", "name"),
-     ("model", "id"), ("model", "sha256"), ("model", "revision"), ("model", "pooling"), ("model", "max_length")],
+     ("model", "id"), ("model", "sha256"), ("model", "revision"), ("model", "pooling"), ("model", "max_length"),
+     ("model", "config_sha256"), ("model", "tokenizer_sha256")],
 )  # fmt: skip
 def test_every_part_of_the_configuration_changes_the_name(path):
     record = make()

@@ -7,7 +7,7 @@ import torch
 from conftest import build_tiny_model
 
 from damage import damaged
-from lpft_nb.store.cache import read_tensors, sealed, write_tensors
+from lpft_nb.store.cache import read_tensors, sealed, versions, write_tensors
 from lpft_nb.training.checkpoints import (
     LOGITS,
     MARKER,
@@ -124,7 +124,8 @@ def test_a_checkpoint_with_a_damaged_file_is_passed_over(tmp_path, caplog):
         place.mkdir()
         (place / "optimizer.pt").write_bytes(bytes(range(64)))
         files = {"optimizer.pt": _checksum(place / "optimizer.pt")}
-        (place / MARKER).write_bytes(sealed(json.dumps({"value": None, "files": files}).encode()))
+        marker = {"value": None, "files": files, "versions": versions()}
+        (place / MARKER).write_bytes(sealed(json.dumps(marker).encode()))
     newest = tmp_path / "checkpoint-12"
     assert last_checkpoint(tmp_path) == newest
     for name in ("optimizer.pt", MARKER):
