@@ -152,9 +152,9 @@ def test_python_and_rust_give_the_classifiers_own_tokens(keys):
         assert truncated == one.model.count_truncated(one.split, one.max_length) == 2
 
 
-def test_a_python_tokenizer_cuts_in_silence(keys, capfd):
+def test_a_python_tokenizer_cuts_in_silence(keys, caplog):
     tokens(python_asked())
-    assert capfd.readouterr().err == ""
+    assert caplog.text == ""
 
 
 def test_a_tokenizer_that_cannot_be_keyed_encodes_each_time_anew(keys):
