@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import re
+from difflib import get_close_matches
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -282,8 +283,12 @@ def split_name(
 def _looks_like_a_split(path: Path) -> bool:
     "Whether a file or folder has a split's name in its own, and could hold data."
     words = set(re.split(r"[^a-z]+", _stem(path)))
-    could = path.is_dir() or _kind(path) is not None or path.suffix.lower() in OTHER_TABLES
-    return could and any(words & {*names} for names in SPLIT_NAMES.values())
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    readable = _kind(path) is not None or path.suffix.lower() in OTHER_TABLES
+    if words & known:
+        return readable or path.is_dir()
+    long = [name for name in known if len(name) >= 5]  # "valdiation", "trian"
+    return readable and any(get_close_matches(word, long, cutoff=0.8) for word in words)
 
 # %% ../../nbs/01h_reading.ipynb #9ae3cf71
 def read_folder(
