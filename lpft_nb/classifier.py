@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.modeling_outputs import SequenceClassifierOutput
+from .models.card import write_card
 from lpft_nb.models.checkpoints import (
     load_config,
     load_tokenizer,
@@ -29,6 +31,7 @@ from .models.configuration import ClassifierConfig
 from .models.encoding import Batch, Encoded, Texts, check_length, encode_rows
 from .models.loading import fresh_config, load_backbone, load_saved, settle
 from .models.lora import inject_lora
+from .models.portable import make_portable
 from .models.saving import whole_save
 
 if TYPE_CHECKING:
@@ -291,6 +294,7 @@ class Classifier(_Loaded):
         "A copy whose logits are divided by T (head V/T, b/T)."
         softer = copy.deepcopy(self)
         divide_head(softer, temperature)
+        softer.config.history.append({"temperature": float(temperature)})
         return softer
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: the rest goes by name
@@ -300,13 +304,16 @@ class Classifier(_Loaded):
         push_to_hub: bool = False,  # send the files to repo_id as well
         **options: Any,  # repo_id, token and the like for the hub; the rest goes to transformers
     ) -> None:
-        "Write configuration, weights (safetensors) and tokenizer; an older model there is replaced whole."
+        "Write configuration, weights (safetensors), tokenizer, code and card; an older model there is replaced whole."
         hub = take_hub_options(options)
         if is_main_process:
             with whole_save(save_directory) as staged, quiet_transformers():
                 super().save_pretrained(staged, **options)
                 if self.tokenizer is not None:
                     self.tokenizer.save_pretrained(staged)
+                names = MODEL_INPUTS[: 2 + self.inputs.token_types]
+                make_portable(staged, _Function, max_tokens=self.max_length, input_names=names)
+                write_card(staged, self.config, target=Path(save_directory))
         else:  # takes part in gathering weights that several processes share
             super().save_pretrained(save_directory, is_main_process=False, **options)
         if push_to_hub:
@@ -314,6 +321,9 @@ class Classifier(_Loaded):
 
 
 AutoModelForSequenceClassification.register(ClassifierConfig, Classifier, exist_ok=True)
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.setdefault(
+    ClassifierConfig.model_type, Classifier.__name__
+)  # the names that a pipeline does not complain about
 
 # %% ../nbs/02d_the_classifier_in_code.ipynb #64e6936f
 Examples = Texts | list[Encoded] | Batch  # texts, encoded examples, or a padded batch

@@ -27,6 +27,7 @@ class ClassifierConfig(PreTrainedConfig):
         head_dropout: float = 0.1,  # probability, on φ, in training only
         lora: dict[str, Any] | None = None,  # r, alpha and targets of adapters in the backbone
         source: dict[str, Any] | None = None,  # where the weights came from: id, revision, sha256
+        history: list[dict[str, Any]] | None = None,  # what was done to the model, for its card
         **kwargs: Any,  # num_labels, id2label and whatever else PreTrainedConfig knows
     ):
         if isinstance(backbone, dict):
@@ -40,6 +41,7 @@ class ClassifierConfig(PreTrainedConfig):
         self.head_dropout = head_dropout
         self.lora = lora
         self.source = dict(source or {})
+        self.history = list(history or [])
         super().__init__(**kwargs)
 
 
