@@ -29,6 +29,7 @@ from lpft_nb.models.checkpoints import (
 )
 from .models.configuration import ClassifierConfig
 from .models.encoding import Batch, Encoded, Texts, check_length, encode_rows
+from .models.fine_tuned import OWN, build_features, put_together, read_out
 from .models.loading import fresh_config, load_backbone, load_saved, settle
 from .models.lora import inject_lora
 from .models.portable import make_portable
@@ -128,10 +129,9 @@ class _Function(PreTrainedModel):
         super().__init__(config)
         if config.backbone is None:
             raise ClassifierError("this configuration has no backbone: give ClassifierConfig one")
-        config.pooling = choose_pooling(config.backbone, config.pooling)
-        self.backbone = (
-            build_backbone(config.backbone) if backbone is None else keep_weights(backbone)
-        )
+        if config.pooling != OWN:
+            config.pooling = choose_pooling(config.backbone, config.pooling)
+        self.backbone = build_features(config) if backbone is None else keep_weights(backbone)
         if config.lora:
             inject_lora(self.backbone, **config.lora)
         self.dropout = nn.Dropout(config.head_dropout)
@@ -149,8 +149,8 @@ class _Function(PreTrainedModel):
     ) -> torch.Tensor:  # (N, h)
         "φ of a batch; with the backbone's dropout when the module is in training mode."
         batch = prepare_batch(self.inputs, input_ids, attention_mask, token_type_ids=token_type_ids)
-        hidden = self.backbone(**batch, **self.inputs.fixed).last_hidden_state
-        return pool(hidden, batch["attention_mask"], cast(str, self.config.pooling))
+        output = self.backbone(**batch, **self.inputs.fixed)
+        return read_out(output, batch["attention_mask"], cast(str, self.config.pooling))
 
     def forward(
         self,
@@ -267,6 +267,21 @@ class _Loaded(_Reader):
         check_length(model.max_length, model.inputs.position_limit, model.tokenizer)
         return model
 
+# %% ../nbs/02d_the_classifier_in_code.ipynb #b5051eeb
+class _Given(_Loaded):
+    "f from a model in memory that was fine-tuned elsewhere."
+
+    @classmethod
+    def from_sequence_classifier(
+        cls,
+        model: PreTrainedModel,  # …ForSequenceClassification of transformers; left as it is
+        *,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,  # the model's; a copy is kept
+        max_length: int | None = None,  # tokens; None: the default, or fewer where fewer fit
+    ) -> Self:  # in evaluation mode, with the same logits
+        "Take a fine-tuned model: its last linear layer is the head, all before it is φ."
+        return put_together(cls, model, tokenizer=tokenizer, max_length=max_length)
+
 # %% ../nbs/02d_the_classifier_in_code.ipynb #0dbdb874
 class Prediction(NamedTuple):
     "What `predict` returns; unpacks into labels and probabilities."
@@ -275,7 +290,7 @@ class Prediction(NamedTuple):
     probabilities: np.ndarray  # (N, C) float64, rows sum to one
 
 
-class Classifier(_Loaded):
+class Classifier(_Given):
     "f(x) = V φ(x) + b: a backbone, a pooling rule and a linear head."
 
     def predict(

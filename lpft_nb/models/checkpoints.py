@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'EMBEDDED_MODELS', 'HUB_FILES', 'HUB_OPTIONS', 'TOKENIZER_FILES', 'ClassifierError', 'weight_files',
            'model_file_hash', 'embedded_directory', 'download', 'take_hub_options', 'locate', 'load_config',
-           'load_tokenizer', 'quiet_transformers', 'refuse_incomplete']
+           'lend_padding', 'load_tokenizer', 'quiet_transformers', 'refuse_incomplete']
 
 # %% ../../nbs/02b_checkpoints.ipynb #2ac1afb4
 import functools
@@ -214,6 +214,21 @@ TOKENIZER_FILES = (
 )
 
 
+def lend_padding(
+    tokenizer: "PreTrainedTokenizerBase",  # changed in place
+    owner: str,  # for messages
+) -> None:
+    "Where a tokenizer has no padding token, let the end-of-text or unknown token serve."
+    if tokenizer.pad_token is not None:
+        return
+    tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ClassifierError(
+            f"the tokenizer in {owner!r} has no padding, end or unknown token; set one and save it"
+        )
+    logger.info("no padding token in %s: %r serves, the mask hides it", owner, tokenizer.pad_token)
+
+
 def load_tokenizer(
     directory: Path,  # a checkpoint
     trust_remote_code: bool = False,  # run Python from the checkpoint
@@ -222,17 +237,7 @@ def load_tokenizer(
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         return None
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if tokenizer.pad_token is None:
-            raise ClassifierError(
-                f"the tokenizer in {directory.name!r} has no padding, end or unknown token; set one and save it"
-            )
-        logger.info(
-            "no padding token in %s: %r serves, the mask hides it",
-            directory.name,
-            tokenizer.pad_token,
-        )
+    lend_padding(tokenizer, directory.name)
     return tokenizer
 
 # %% ../../nbs/02b_checkpoints.ipynb #64bc3d36

@@ -20,7 +20,7 @@ class ClassifierConfig(PreTrainedConfig):
     def __init__(
         self,
         backbone: PreTrainedConfig | dict[str, Any] | None = None,  # φ's; None: an empty default
-        pooling: str | None = None,  # "cls", "last" or "mean"; None: by the kind of backbone
+        pooling: str | None = None,  # "cls", "last", "mean" or "own"; None: by the kind of backbone
         hidden_size: int | None = None,  # h, length of a feature vector; None: the backbone's
         max_tokens: int = 128,  # longer texts are cut
         head_bias: bool = True,  # whether the head has b

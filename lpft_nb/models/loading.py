@@ -31,6 +31,7 @@ from lpft_nb.models.checkpoints import (
 )
 from .configuration import ClassifierConfig
 from .encoding import check_length
+from .fine_tuned import build_features
 from .head import label_map
 from .lora import inject_lora
 
@@ -72,6 +73,7 @@ def fresh_config(
 ) -> ClassifierConfig:
     "The configuration of a classifier with a new head on a loaded backbone."
     backbone.config._name_or_path = fields.get("source", {}).get("id", "")
+    fields["pooling"] = choose_pooling(backbone.config, fields.get("pooling"))
     return ClassifierConfig(
         backbone=backbone.config,
         hidden_size=feature_length(backbone),
@@ -157,7 +159,7 @@ def _read_shape(
             "write it with save_pretrained"
         )
     with torch.device("meta"):
-        backbone = build_backbone(inner).eval()
+        backbone = (build_features(config) if saved else build_backbone(inner)).eval()
         if saved and config.lora:
             inject_lora(backbone, **config.lora)
     return _Shape(

@@ -80,7 +80,7 @@ def test_a_model_without_history_says_so(tiny_model):
     )
 
 
-@pytest.mark.parametrize("name", ["C:/a/b", "folder", "/root/models/bert", "a/b/c"])
+@pytest.mark.parametrize("name", ["C:/a/b", "folder", "/models/bert", "a/b/c"])
 def test_a_folder_is_no_base_model(tiny_model, name):
     config = tiny_model("bert").config
     config.source = {"id": name}

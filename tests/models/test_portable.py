@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from conftest import build_tiny_model
+from conftest import build_backbone_config, build_tiny_model, build_tokenizer
 from model_oracle import TEXTS
 from safetensors.torch import load_file, save_file
-from transformers import dynamic_module_utils, pipeline
+from transformers import AutoModelForSequenceClassification, dynamic_module_utils, pipeline
 
 from lpft_nb.classifier import Classifier, _Function
 from lpft_nb.models.lora import add_lora
@@ -42,6 +42,8 @@ for path in sorted(folder.iterdir()):
 
 def made(kind: str):
     "A trained-looking model of a kind: an architecture, a side, a temperature or adapters."
+    if kind == "elsewhere":
+        return fine_tuned_elsewhere()
     name = {"left": "gpt2", "lora": "bert", "softer": "bert"}.get(kind, kind)
     model = build(name)
     if kind == "left":
@@ -54,8 +56,20 @@ def made(kind: str):
     return model.with_temperature(2.5) if kind == "softer" else model
 
 
+def fine_tuned_elsewhere():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = build_backbone_config("roberta", num_labels=3)
+        model = AutoModelForSequenceClassification.from_config(config)
+        for parameter in model.parameters():
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return Classifier.from_sequence_classifier(model, tokenizer=build_tokenizer(), max_length=32)
+
+
 def build(name: str):
     model = build_tiny_model(name, dtype=torch.float32)
+    if name == "distilbert":  # whose tokenizers may number texts that the model cannot tell apart
+        model.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     model.config.id2label = {0: "cold", 1: "mild", 2: "hot"}
     model.config.label2id = {"cold": 0, "mild": 1, "hot": 2}
     with torch.no_grad():
@@ -63,7 +77,7 @@ def build(name: str):
     return model
 
 
-KINDS = ("bert", "distilbert", "roberta", "llama", "t5", "left", "lora", "softer")
+KINDS = ("bert", "distilbert", "roberta", "llama", "t5", "left", "lora", "softer", "elsewhere")
 
 
 @pytest.fixture(scope="module")
