@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.modeling_outputs import SequenceClassifierOutput
+from .models.card import write_card
 from lpft_nb.models.checkpoints import (
     load_config,
-    load_tokenizer,
     locate,
     quiet_transformers,
     take_hub_options,
@@ -32,8 +33,10 @@ from lpft_nb.models.encoding import (
     Texts,
     check_length,
     encode_rows,
-    fit_tokenizer,
+    load_tokenizer,
+    refuse_options,
 )
+from .models.fine_tuned import OWN, build_features, put_together, read_out
 from lpft_nb.models.loading import (
     fresh_config,
     load_backbone,
@@ -43,6 +46,7 @@ from lpft_nb.models.loading import (
     take_customary,
 )
 from .models.lora import inject_lora
+from .models.portable import make_portable
 from .models.saving import whole_save
 from .models.trials import try_backbone
 
@@ -106,22 +110,6 @@ _all_ = [
     "describe_model",
 ]
 
-# %% ../nbs/02d_the_classifier_in_code.ipynb #f763af01
-def _refuse_options(
-    others: dict[str, Any],  # keyword arguments of `forward` beyond its own
-) -> None:
-    "Pass over what other libraries hand in empty (None, False, return_dict=True); refuse the rest."
-    used = [
-        name
-        for name, value in others.items()
-        if not (value is None or value is False or name == "return_dict")
-    ]
-    if used or others.get("return_dict") is False:
-        raise TypeError(
-            f"unexpected arguments {used or ['return_dict=False']}: a Classifier takes input_ids, "
-            "attention_mask, token_type_ids and labels"
-        )
-
 # %% ../nbs/02d_the_classifier_in_code.ipynb #f7f42a62
 class _Function(PreTrainedModel):
     "f(x) = V φ(x) + b on batches of token ids."
@@ -141,10 +129,9 @@ class _Function(PreTrainedModel):
         super().__init__(config)
         if config.backbone is None:
             raise ClassifierError("this configuration has no backbone: give ClassifierConfig one")
-        config.pooling = choose_pooling(config.backbone, config.pooling)
-        self.backbone = (
-            build_backbone(config.backbone) if backbone is None else keep_weights(backbone)
-        )
+        if config.pooling != OWN:
+            config.pooling = choose_pooling(config.backbone, config.pooling)
+        self.backbone = build_features(config) if backbone is None else keep_weights(backbone)
         if config.lora:
             inject_lora(self.backbone, **config.lora)
         self.dropout = nn.Dropout(config.head_dropout)
@@ -162,8 +149,8 @@ class _Function(PreTrainedModel):
     ) -> torch.Tensor:  # (N, h)
         "φ of a batch; with the backbone's dropout when the module is in training mode."
         batch = prepare_batch(self.inputs, input_ids, attention_mask, token_type_ids=token_type_ids)
-        hidden = self.backbone(**batch, **self.inputs.fixed).last_hidden_state
-        return pool(hidden, batch["attention_mask"], cast(str, self.config.pooling))
+        output = self.backbone(**batch, **self.inputs.fixed)
+        return read_out(output, batch["attention_mask"], cast(str, self.config.pooling))
 
     def forward(
         self,
@@ -175,7 +162,7 @@ class _Function(PreTrainedModel):
         **others: Any,  # empty, or refused
     ) -> SequenceClassifierOutput:  # logits (N, C), and the mean cross-entropy of the labels
         "f of a batch, with its loss where labels are given."
-        _refuse_options(others)
+        refuse_options(others)
         logits = self.head(self.dropout(self.features(input_ids, attention_mask, token_type_ids)))
         if labels is None:
             return SequenceClassifierOutput(logits=logits)
@@ -281,8 +268,9 @@ class _Loaded(_Reader):
             rules = own_rules(directory, config, asked, position_limit=limit)
             model = cls(fresh_config(backbone, labels, source=source, **rules), backbone).eval()
             reset_head(model, seed)
-        tokenizer = load_tokenizer(directory, trust_remote_code)
-        model.tokenizer = fit_tokenizer(tokenizer, embedding_rows(model.backbone))
+        rows = embedding_rows(model.backbone)
+        tokenizer = load_tokenizer(directory, rows, trust_remote_code=trust_remote_code)
+        model.tokenizer = tokenizer
         special = 0 if tokenizer is None else tokenizer.num_special_tokens_to_add()
         limit = try_backbone(model, shortest=special + 1, longest=model.max_length).position_limit
         if max_length is None:
@@ -301,6 +289,19 @@ class Prediction(NamedTuple):
 class Classifier(_Loaded):
     "f(x) = V φ(x) + b: a backbone, a pooling rule and a linear head."
 
+    @classmethod
+    def from_sequence_classifier(
+        cls,
+        model: PreTrainedModel,  # …ForSequenceClassification of transformers; left as it is
+        *,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,  # the model's; a copy is kept
+        max_length: int | None = None,  # tokens; None: the default, or fewer where fewer fit
+    ) -> Self:  # in evaluation mode, with the same logits
+        "Take a fine-tuned model: its last linear layer is the head, all before it is φ."
+        made = put_together(cls, model, tokenizer=tokenizer, max_length=max_length)
+        try_backbone(made, longest=made.max_length)
+        return made
+
     def predict(
         self,
         data: Texts,  # a Dataset, texts or pairs
@@ -317,6 +318,7 @@ class Classifier(_Loaded):
         "A copy whose logits are divided by T (head V/T, b/T)."
         softer = copy.deepcopy(self)
         divide_head(softer, temperature)
+        softer.config.history.append({"temperature": float(temperature)})
         return softer
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: the rest goes by name
@@ -326,13 +328,16 @@ class Classifier(_Loaded):
         push_to_hub: bool = False,  # send the files to repo_id as well
         **options: Any,  # repo_id, token and the like for the hub; the rest goes to transformers
     ) -> None:
-        "Write configuration, weights (safetensors) and tokenizer; an older model there is replaced whole."
+        "Write configuration, weights (safetensors), tokenizer, code and card; an older model there is replaced whole."
         hub = take_hub_options(options)
         if is_main_process:
             with whole_save(save_directory) as staged, quiet_transformers():
                 super().save_pretrained(staged, **options)
                 if self.tokenizer is not None:
                     self.tokenizer.save_pretrained(staged)
+                names = MODEL_INPUTS[: 2 + self.inputs.token_types]
+                make_portable(staged, _Function, max_tokens=self.max_length, input_names=names)
+                write_card(staged, self.config, target=Path(save_directory))
         else:  # takes part in gathering weights that several processes share
             super().save_pretrained(save_directory, is_main_process=False, **options)
         if push_to_hub:
@@ -340,6 +345,9 @@ class Classifier(_Loaded):
 
 
 AutoModelForSequenceClassification.register(ClassifierConfig, Classifier, exist_ok=True)
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.setdefault(
+    ClassifierConfig.model_type, Classifier.__name__
+)  # the names that a pipeline does not complain about
 
 # %% ../nbs/02d_the_classifier_in_code.ipynb #64e6936f
 Examples = Texts | list[Encoded] | Batch  # texts, encoded examples, or a padded batch

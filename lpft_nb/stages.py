@@ -44,6 +44,7 @@ from lpft_nb.training.measuring import (
     split_features,
     weights_hash,
 )
+from .training.round_trip import check_round_trip, run_summary
 from .training.stage import FineTune, LoRA, Stage, StageData
 
 if TYPE_CHECKING:
@@ -315,6 +316,16 @@ def _check_stages(stages: Any) -> None:
             )
             raise TypeError(f"{stage!r:.60} is no stage: {hint}")
 
+# %% ../nbs/10b_stages.ipynb #09379c92
+def _try_first(
+    model: "Classifier", task: "Task", stages: Sequence[Stage], *, seed: int, folder: Path
+) -> None:
+    "Save the model and load it again, unless the first stage is there already."
+    if is_finished(folder / f"1-{stages[0].name}"):
+        return
+    texts = task.train.select(range(min(8, len(task.train))))
+    check_round_trip(model, stages, seed=seed, texts=texts, folder=folder)
+
 # %% ../nbs/10b_stages.ipynb #11486ec9
 def run_stages(
     model: "Classifier",  # with its tokenizer; its weights are changed in place
@@ -336,6 +347,8 @@ def run_stages(
     device, precision = resolve(device, dtype)
     processes, begin = World.current(device), time.monotonic()
     max_length = max_length or model.config.max_tokens
+    if output is not None and processes.rank == 0:
+        _try_first(model, task, stages, seed=seed, folder=Path(output))
     data = _start_run(
         model,
         task,
@@ -368,4 +381,7 @@ def run_stages(
             extra=extra,
             processes=processes,
         )
-    return _gathered(before, endings, data, seconds=time.monotonic() - begin)
+    result = _gathered(before, endings, data, seconds=time.monotonic() - begin)
+    rows = [row for _, ending in endings for row in ending.content["rows"]]
+    model.config.history.append(run_summary(task, facts=result.stages, rows=rows, seed=seed))
+    return result

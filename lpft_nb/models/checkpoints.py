@@ -6,7 +6,7 @@
 __all__ = ['logger', 'EMBEDDED_MODELS', 'FETCHED_MODELS', 'HUB_FILES', 'HUB_OPTIONS', 'MARKER', 'TOKENIZER_FILES',
            'ClassifierError', 'refusing', 'weight_files', 'model_file_hash', 'embedded_directory', 'FetchedModel',
            'download', 'take_hub_options', 'models_directory', 'kept_model', 'hub_answers', 'hub_copy',
-           'fetched_directory', 'locate', 'load_config', 'load_tokenizer', 'quiet_transformers', 'refuse_changed']
+           'fetched_directory', 'locate', 'load_config', 'quiet_transformers', 'refuse_changed']
 
 # %% ../../nbs/02b_checkpoints.ipynb #2ac1afb4
 import functools
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from ..store.cache import cache_directory, format_size, unsealed
@@ -28,7 +28,7 @@ from .fingerprints import file_hashes
 from ..store.names import did_you_mean
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
 
 
 logger = logging.getLogger("lpft_nb")
@@ -359,28 +359,6 @@ TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
-
-
-def load_tokenizer(
-    directory: Path,  # a checkpoint
-    trust_remote_code: bool = False,  # run Python from the checkpoint
-) -> "PreTrainedTokenizerBase | None":  # with a padding token; None where there is none
-    "Load the tokenizer; where it has no padding token, lend it the end-of-text or unknown token."
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if tokenizer.pad_token is None:
-            raise ClassifierError(
-                f"the tokenizer in {directory.name!r} has no padding, end or unknown token; set one and save it"
-            )
-        logger.info(
-            "no padding token in %s: %r serves, the mask hides it",
-            directory.name,
-            tokenizer.pad_token,
-        )
-    return tokenizer
 
 # %% ../../nbs/02b_checkpoints.ipynb #64bc3d36
 @contextmanager

@@ -20,13 +20,14 @@ class ClassifierConfig(PreTrainedConfig):
     def __init__(
         self,
         backbone: PreTrainedConfig | dict[str, Any] | None = None,  # φ's; None: an empty default
-        pooling: str | None = None,  # "cls", "last" or "mean"; None: by the kind of backbone
+        pooling: str | None = None,  # "cls", "last", "mean" or "own"; None: by the kind of backbone
         hidden_size: int | None = None,  # h, length of a feature vector; None: the backbone's
         max_tokens: int = 128,  # longer texts are cut
         head_bias: bool = True,  # whether the head has b
         head_dropout: float = 0.1,  # probability, on φ, in training only
         lora: dict[str, Any] | None = None,  # r, alpha and targets of adapters in the backbone
         source: dict[str, Any] | None = None,  # where the weights came from: id, revision, sha256
+        history: list[dict[str, Any]] | None = None,  # what was done to the model, for its card
         **kwargs: Any,  # num_labels, id2label and whatever else PreTrainedConfig knows
     ):
         if isinstance(backbone, dict):
@@ -40,6 +41,7 @@ class ClassifierConfig(PreTrainedConfig):
         self.head_dropout = head_dropout
         self.lora = lora
         self.source = dict(source or {})
+        self.history = list(history or [])
         super().__init__(**kwargs)
 
 

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['logger', 'Texts', 'Encoded', 'Batch', 'MODEL_INPUTS', 'text_rows', 'encode_rows', 'pad_encoded', 'unpad',
-           'check_length', 'fit_tokenizer']
+           'refuse_options', 'check_length', 'fit_tokenizer', 'lend_padding', 'load_tokenizer']
 
 # %% ../../nbs/02e_encoding.ipynb #dd1d425c
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias, Union, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast
 import torch
-from .checkpoints import ClassifierError
+from .checkpoints import TOKENIZER_FILES, ClassifierError
 from ..store.names import one_of
 
 logger = logging.getLogger("lpft_nb")
@@ -138,6 +139,22 @@ def unpad(
     }
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
+# %% ../../nbs/02e_encoding.ipynb #c0de0222
+def refuse_options(
+    others: dict[str, Any],  # keyword arguments of `forward` beyond its own
+) -> None:
+    "Pass over what other libraries hand in empty (None, False, return_dict=True); refuse the rest."
+    used = [
+        name
+        for name, value in others.items()
+        if not (value is None or value is False or name == "return_dict")
+    ]
+    if used or others.get("return_dict") is False:
+        raise TypeError(
+            f"unexpected arguments {used or ['return_dict=False']}: a Classifier takes input_ids, "
+            "attention_mask, token_type_ids and labels"
+        )
+
 # %% ../../nbs/02e_encoding.ipynb #64fb8d9c
 def check_length(
     max_length: int,  # tokens
@@ -183,3 +200,34 @@ def fit_tokenizer(
             "resize_token_embeddings(len(tokenizer)) and save it again"
         )
     return tokenizer
+
+# %% ../../nbs/02e_encoding.ipynb #c0de0212
+def lend_padding(
+    tokenizer: "PreTrainedTokenizerBase",  # changed in place
+    owner: str,  # for messages
+) -> None:
+    "Where a tokenizer has no padding token, let the end-of-text or unknown token serve."
+    if tokenizer.pad_token is not None:
+        return
+    tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ClassifierError(
+            f"the tokenizer in {owner!r} has no padding, end or unknown token; set one and save it"
+        )
+    logger.info("no padding token in %s: %r serves, the mask hides it", owner, tokenizer.pad_token)
+
+
+def load_tokenizer(
+    directory: Path,  # a checkpoint
+    rows: int | None = None,  # of the table of word embeddings; None: not compared
+    *,
+    trust_remote_code: bool = False,  # run Python from the checkpoint
+) -> "PreTrainedTokenizerBase | None":  # with a padding token; None where there is none
+    "Load the tokenizer, give it a padding token where it has none, and compare its ids with the table's rows."
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    lend_padding(tokenizer, directory.name)
+    return fit_tokenizer(tokenizer, rows)

@@ -30,13 +30,13 @@ from lpft_nb.models.backbones import (
 from lpft_nb.models.checkpoints import (
     ClassifierError,
     load_config,
-    load_tokenizer,
     locate,
     quiet_transformers,
     refusing,
 )
 from .configuration import ClassifierConfig
-from .encoding import check_length, fit_tokenizer
+from .encoding import check_length, load_tokenizer
+from .fine_tuned import build_features
 from .head import check_class_order, label_map
 from .lora import inject_lora
 
@@ -154,6 +154,7 @@ def fresh_config(
 ) -> ClassifierConfig:
     "The configuration of a classifier with a new head on a loaded backbone."
     backbone.config._name_or_path = fields.get("source", {}).get("id", "")
+    fields["pooling"] = choose_pooling(backbone.config, fields.get("pooling"))
     return ClassifierConfig(
         backbone=backbone.config,
         hidden_size=feature_length(backbone),
@@ -278,7 +279,7 @@ def _read_shape(
             "write it with save_pretrained"
         )
     with torch.device("meta"):
-        backbone = build_backbone(inner).eval()
+        backbone = (build_features(config) if saved else build_backbone(inner)).eval()
         if saved and config.lora:
             inject_lora(backbone, **config.lora)
     backbone_inputs(backbone)  # refuses what cannot mask
@@ -288,7 +289,7 @@ def _read_shape(
         backbone_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         features=(config.hidden_size if saved else None) or feature_length(backbone),
         position_limit=learned_positions(backbone)[1],
-        tokenizer=fit_tokenizer(load_tokenizer(directory), embedding_rows(backbone)),
+        tokenizer=load_tokenizer(directory, embedding_rows(backbone)),
     )
 
 

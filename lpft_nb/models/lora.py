@@ -54,7 +54,10 @@ def inject_lora(
     targets: tuple[str, ...],  # last parts of the names of the modules to adapt
 ) -> None:
     "Place adapters of rank r beside the target matrices of a backbone: A random, B zero."
-    from peft import LoraConfig, inject_adapter_in_model
+    try:  # a saved model's code is loaded without peft, too
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("a model with LoRA adapters needs peft: pip install peft") from error
 
     transposed = any(
         type(module).__name__ == "Conv1D"

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .backbones import BackboneInputs, embedding_rows, evaluation, pool
+from .backbones import POOLINGS, BackboneInputs, embedding_rows, evaluation
 from .checkpoints import ClassifierError, refusing
 from .encoding import Encoded, pad_encoded
+from .fine_tuned import read_out
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -92,12 +93,13 @@ def _same(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> bool:
 def _own_features(model: "Classifier", example: Encoded) -> torch.Tensor:
     "φ (1, h) of one unpadded example with all inputs but the ids left to the backbone."
     batch = pad_encoded([example])
-    hidden = model.backbone(**batch, **model.inputs.fixed).last_hidden_state
-    if hidden.shape[:2] != batch["input_ids"].shape:
+    output, pooling = model.backbone(**batch, **model.inputs.fixed), model.config.pooling
+    if pooling in POOLINGS and output.last_hidden_state.shape[:2] != batch["input_ids"].shape:
         raise ValueError(
-            f"{tuple(hidden.shape)} is no vector for each of {batch['input_ids'].shape[1]} tokens"
+            f"{tuple(output.last_hidden_state.shape)} is no vector for each of "
+            f"{batch['input_ids'].shape[1]} tokens"
         )
-    return pool(hidden, batch["attention_mask"], model.config.pooling)
+    return read_out(output, batch["attention_mask"], pooling)
 
 
 _ADVICE = "its features would be wrong without a word: take another backbone"

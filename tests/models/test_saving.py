@@ -1,5 +1,6 @@
 """A saved model is the old one, the new one or refused, at whatever moment the saving ends."""
 
+import json
 import os
 import shutil
 import signal
@@ -95,14 +96,21 @@ def test_nothing_of_the_old_model_is_left(tiny_model, tmp_path, before, after):
     assert Classifier.from_pretrained(tmp_path / "over").tokenizer is None
 
 
-def test_the_files_are_those_that_transformers_writes(tiny_model, tmp_path):
+def test_the_files_are_those_that_transformers_writes_and_ours(tiny_model, tmp_path):
     from transformers import PreTrainedModel
 
     model = tiny_model("bert")
     PreTrainedModel.save_pretrained(model, tmp_path / "theirs")
     model.tokenizer.save_pretrained(tmp_path / "theirs")
     model.save_pretrained(tmp_path / "ours")
-    assert files(tmp_path / "ours") == files(tmp_path / "theirs")
+    ours, theirs = files(tmp_path / "ours"), files(tmp_path / "theirs")
+    assert set(ours) - set(theirs) == {"modeling_lpft.py", "README.md"}
+    for name in ("config.json", "tokenizer_config.json"):
+        fields = [json.loads(found.pop(name)) for found in (ours, theirs)]
+        for added in ("auto_map", "model_max_length", "model_input_names"):
+            fields[0].pop(added, None), fields[1].pop(added, None)
+        assert fields[0] == fields[1]
+    assert {name: ours[name] for name in theirs} == theirs
 
 
 def test_an_error_while_writing_leaves_the_old_model(tiny_model, tmp_path, monkeypatch):
@@ -188,7 +196,7 @@ def test_what_belongs_to_a_model(tiny_model, tmp_path):
     model = tiny_model("bert")
     model.save_pretrained(tmp_path / "one")
     model.save_pretrained(tmp_path / "many", **SHARDS)
-    written = {*files(tmp_path / "one"), *files(tmp_path / "many")}
+    written = {*files(tmp_path / "one"), *files(tmp_path / "many")} - {"README.md"}
     assert all(belongs_to_a_model(name) for name in written), written
     for name in ("README.md", "training_args.bin", "optimizer.pt", "trainer_state.json"):
         assert not belongs_to_a_model(name)
