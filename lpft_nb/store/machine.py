@@ -104,13 +104,8 @@ class Progress:
         done: int = 0,  # parts that an earlier process has finished
         seconds: float = 10,  # between two lines
     ):
-        self.total, self.what, self.quiet, self.unit, self.seconds = (
-            total,
-            what,
-            quiet,
-            unit,
-            seconds,
-        )
+        self.total, self.what, self.quiet = total, what, quiet
+        self.unit, self.seconds = unit, seconds
         self.done = self.before = done
         self.started = self.told = time.perf_counter()
         self.bar = None
