@@ -39,6 +39,7 @@ from lpft_nb.models.encoding import (
 from .models.fine_tuned import OWN, build_features, put_together, read_out
 from lpft_nb.models.loading import (
     fresh_config,
+    given,
     load_backbone,
     load_saved,
     own_rules,
@@ -244,22 +245,16 @@ class _Loaded(_Reader):
         **options: Any,  # revision, token, cache_dir for the hub; the rest goes to transformers
     ) -> Self:  # in evaluation mode, with its tokenizer
         "Load f with its tokenizer, in evaluation mode; a backbone gets a new head."
-        asked = {"pooling": pooling, "max_tokens": max_length}
-        asked |= {"head_bias": head_bias, "head_dropout": head_dropout}
-        asked = {field: value for field, value in asked.items() if value is not None}
+        asked = given(pooling=pooling, max_tokens=max_length)
+        asked |= given(head_bias=head_bias, head_dropout=head_dropout)
         own = {"attention": attention, "dtype": dtype, "label_names": label_names}
         attention, dtype, label_names = take_customary(options, own).values()
         directory, source = locate(name, trust_remote_code, **take_hub_options(options))
         config = options.pop("config", None) or load_config(directory, trust_remote_code)
         how: dict[str, Any] = {"dtype": dtype, "attention": attention, "options": options}
         if isinstance(config, ClassifierConfig):
-            settle(
-                config,
-                num_labels=num_labels,
-                label_names=label_names,
-                source=source,
-                asked=asked,
-            )
+            expected: dict[str, Any] = {"num_labels": num_labels, "label_names": label_names}
+            settle(config, source=source, asked=asked, **expected)
             model = load_saved(super().from_pretrained, directory, config, **how)
         else:
             labels = label_map(num_labels, label_names)
@@ -285,7 +280,7 @@ class Prediction(NamedTuple):
     labels: np.ndarray  # (N,) int, the most probable class
     probabilities: np.ndarray  # (N, C) float64, rows sum to one
 
-
+# %% ../nbs/02d_the_classifier_in_code.ipynb #c1a551f2
 class Classifier(_Loaded):
     "f(x) = V φ(x) + b: a backbone, a pooling rule and a linear head."
 

@@ -36,8 +36,8 @@ from lpft_nb.models.checkpoints import (
     kept_model,
     models_directory,
     quiet_transformers,
-    refuse_incomplete,
 )
+from .loading import refuse_incomplete
 from ..store.cache import canonical_json, format_size, sealed, write_atomically
 from ..store.machine import Progress
 from ..store.names import one_of
@@ -65,9 +65,10 @@ class _Counter:
 def _size_of(folder: Path) -> int:
     "Bytes in a folder that another process is filling."
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # it has just been moved
-            total += path.stat().st_size if path.is_file() else 0
+    for place, _, names in os.walk(folder):  # passes over a folder that has just been removed
+        for name in names:
+            with contextlib.suppress(OSError):  # or a file
+                total += os.path.getsize(os.path.join(place, name))
     return total
 
 # %% ../../nbs/02l_fetching.ipynb #26306534

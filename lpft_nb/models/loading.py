@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'STATED_POOLINGS', 'LOADING', 'MOST_TOKENS', 'TRANSLATED', 'ALWAYS', 'REFUSED', 'refuse_incomplete',
-           'stated_pooling', 'load_backbone', 'own_rules', 'fresh_config', 'settle', 'load_saved', 'take_customary',
-           'describe_model']
+           'stated_pooling', 'load_backbone', 'given', 'own_rules', 'fresh_config', 'settle', 'load_saved',
+           'take_customary', 'describe_model']
 
 # %% ../../nbs/02g_loading.ipynb #b2bbc1b6
 import copy
@@ -132,6 +132,13 @@ def load_backbone(
 
 # %% ../../nbs/02g_loading.ipynb #e459a68c
 MOST_TOKENS = 128  # where nobody says how long a text may be
+
+
+def given(
+    **fields: Any,  # by name; None: the caller said nothing
+) -> dict[str, Any]:
+    "What a caller asked for."
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def own_rules(
@@ -314,8 +321,7 @@ def describe_model(
     "What a record says about a model, from its files; no weights are loaded."
     directory, source = locate(name, **hub_options)
     shape = _read_shape(directory, _file_stamp(directory))
-    asked: dict[str, Any] = {"pooling": pooling, "max_tokens": max_length}
-    asked = {field: value for field, value in asked.items() if value is not None}
+    asked = given(pooling=pooling, max_tokens=max_length)
     if isinstance(shape.config, ClassifierConfig):
         config = copy.deepcopy(shape.config)
         settle(config, num_labels=num_labels, label_names=label_names, source=source, asked=asked)
