@@ -51,7 +51,7 @@ def logit_blocks(
         check_logits(logits, labels)  # raises, and says which it is
     labels = check_labels(labels, *logits.shape)
     wide = logits.dtype if logits.dtype in (torch.float32, torch.float64) else torch.float64
-    step, like_probabilities = max(1, BLOCK_ENTRIES // logits.shape[1]), True
+    step, like_probabilities, sums = max(1, BLOCK_ENTRIES // logits.shape[1]), True, set()
     for start in range(0, len(logits), step):
         block = logits[start : start + step].to("cpu", wide).contiguous()
         if not block.sum().isfinite() and not block.isfinite().all():
@@ -60,14 +60,13 @@ def logit_blocks(
                 f"logits hold NaN or infinity, first in row {row} of {len(logits)}: training diverged"
             )
         like_probabilities = (
-            like_probabilities
-            and looks_like_probabilities(block[:1])
-            and looks_like_probabilities(block)
+            like_probabilities and bool((block[:1] >= 0).all()) and looks_like_probabilities(block)
         )
+        sums.add(f"{block[0].sum().item():.2g}")
         yield block, labels[start : start + step], slice(start, start + len(block))
-    if like_probabilities:
+    if like_probabilities and len(sums) == 1:
         raise ValueError(
-            "logits look like probabilities (rows nonnegative, summing to 1): pass the scores before softmax"
+            "logits look like probabilities (rows nonnegative, all with one sum): pass the scores before softmax"
         )
 
 # %% ../nbs/40c_calibration.ipynb #56f36f77

@@ -21,12 +21,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lpft_nb")
 
 # %% ../nbs/04_metrics.ipynb #f91bbbea
+def _rounding(
+    logits: torch.Tensor,  # (N, C)
+) -> float:  # 0 where no rounding is seen
+    "The step of numbers that were written with at most three decimals."
+    for decimals in range(4):
+        scaled = logits * 10**decimals
+        if ((scaled - scaled.round()).abs() < 1e-4 * scaled.clamp(min=1)).all():
+            return 10.0**-decimals
+    return 0.0
+
+
 def looks_like_probabilities(
-    logits: torch.Tensor,  # (N, C) float64
-) -> bool:  # True when every row is nonnegative and sums to 1 within 1 %
-    "Whether all rows of `logits` could be softmax outputs."
-    sums = logits.sum(dim=1)
-    return bool((logits >= 0).all() and ((sums - 1).abs() < 0.01).all())
+    logits: torch.Tensor,  # (N, C) floating point
+) -> bool:  # True when every row is nonnegative and all rows have one sum
+    "Whether all rows of `logits` could be probabilities: softmax outputs, rounded ones, percents, or votes."
+    if not (logits >= 0).all():
+        return False
+    sums, classes = logits.sum(dim=1), logits.shape[1]
+    for whole in (1.0, 100.0):
+        if ((sums - whole).abs() < 0.25 * whole).all():
+            rounded = min(classes * _rounding(logits) / 2, 0.25 * whole)
+            if ((sums - whole).abs() <= max(0.01 * whole, rounded)).all():
+                return True
+    votes = len(sums) >= 3 and bool(((logits > 0).sum(dim=1) > 1).any())
+    return votes and bool((logits == logits.round()).all() and (sums == sums[0]).all())
 
 # %% ../nbs/04_metrics.ipynb #81f13615
 def as_numbers(
@@ -94,7 +113,7 @@ def check_logits(
         )
     if looks_like_probabilities(logits):
         raise ValueError(
-            "logits look like probabilities (rows nonnegative, summing to 1): pass the scores before softmax"
+            "logits look like probabilities (rows nonnegative, all with one sum): pass the scores before softmax"
         )
     return logits, check_labels(labels, rows, classes)
 

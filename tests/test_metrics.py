@@ -15,6 +15,7 @@ from lpft_nb.metrics import (
     check_logits,
     classification_metrics,
     confusion_matrix,
+    looks_like_probabilities,
     matthews,
     warn_once,
 )
@@ -211,6 +212,10 @@ GOOD, LABELS = sample(6, 3, 7)
 REFUSED = {
     "probabilities": (GOOD.softmax(1), LABELS, "look like probabilities"),
     "bfloat16 probabilities": (GOOD.softmax(1).bfloat16(), LABELS, "look like probabilities"),
+    "two decimals": ((GOOD.softmax(1) * 100).round() / 100, LABELS, "look like probabilities"),
+    "percents": (100 * GOOD.softmax(1), LABELS, "look like probabilities"),
+    "whole percents": ((100 * GOOD.softmax(1)).round(), LABELS, "look like probabilities"),
+    "votes": (torch.tensor([[3, 4, 0], [7, 0, 0], [2, 2, 3]] * 2), LABELS, "look like prob"),
     "one-hot": (torch.eye(3)[LABELS], LABELS, "look like probabilities"),
     "integer one-hot": (torch.eye(3)[LABELS].long(), LABELS, "look like probabilities"),
     "NaN": (
@@ -229,6 +234,29 @@ REFUSED = {
     "column of labels": (GOOD, LABELS[:, None], r"shape \(6,\)"),
     "too few labels": (GOOD, LABELS[:5], r"shape \(6,\)"),
 }
+
+
+def test_many_classes_in_two_decimals_are_probabilities():
+    "Rounding each of 77 numbers moves their sum by far more than one percent."
+    generator = torch.Generator().manual_seed(0)
+    rounded = (torch.randn(50, 77, generator=generator).softmax(1) * 100).round() / 100
+    assert (rounded.sum(1) - 1).abs().max() > 0.01
+    assert looks_like_probabilities(rounded) and looks_like_probabilities(100 * rounded)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        5 * torch.eye(3),
+        torch.tensor([[1.0, 3.0], [2.0, 2.0]]),
+        torch.tensor([[3.0, 1.0], [2.0, 2.0], [4.0, 1.0]]),
+        torch.tensor([[0.2, 0.5], [0.1, 0.7], [0.6, 0.6]]),
+        torch.tensor([[60.0, 30.0], [55.0, 61.0], [50.0, 49.0]]),
+        torch.tensor([[-0.1, 1.1], [0.5, 0.5], [0.2, 0.8]]),
+    ],
+)
+def test_logits_that_only_remind_of_probabilities_pass(logits):
+    assert not looks_like_probabilities(logits)
 
 
 @pytest.mark.parametrize("name", REFUSED)
