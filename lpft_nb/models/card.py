@@ -89,10 +89,11 @@ def _calibration(history: Sequence[Mapping[str, Any]]) -> list[str]:
     for split, value in of["temperature"].items():
         parts.append(f"The temperature {value:.4g} was fitted on the {split} split.")
     divided = any("temperature" in step for step in history[runs[-1] :])
-    inside = "is in the weights: the model's probabilities are softened" if divided else (
-        "is not in the weights: `with_temperature` puts one there"
-    )  # fmt: skip
-    return [*parts, f"A temperature {inside}. The metrics above are from before it."]
+    if divided:
+        inside = "A temperature is in the weights: the metrics above are from before it."
+    else:
+        inside = "No temperature is in the weights: `with_temperature` puts one there."
+    return [*parts, inside]
 
 # %% ../../nbs/02n_model_card.ipynb #eb9dfc70
 SIGNATURE = "<!-- Written by lpft-nb with the model, and again when it is saved again. Remove this line to keep the page. -->"

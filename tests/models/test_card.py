@@ -50,7 +50,7 @@ def test_the_page_says_what_the_model_knows(tiny_model):
         "| FT | test | 0.8125 | 0.25 |",
         "| test | 0.25 | 0.125 |",
         "The temperature 1.75 was fitted on the validation split.",
-        "is not in the weights",
+        "No temperature is in the weights",
         "| pooling | cls |",
         "| transformers | ",
     ):
@@ -69,7 +69,7 @@ def test_a_temperature_and_adapters_stand_on_the_page(tiny_model):
     assert '"alpha": 4' in page and "| peft | " in page
     assert model.config.history == [RUN]  # the first model was not softened
     softer.config.history.append(RUN)  # trained on: the head has moved since
-    assert "is not in the weights" in model_card(softer.config)
+    assert "No temperature is in the weights" in model_card(softer.config)
 
 
 def test_a_model_without_history_says_so(tiny_model):

@@ -21,9 +21,9 @@ TAKEN = [name for name in ARCHITECTURES if name != "t5"]
 NAMES = {0: "cold", 1: "mild", 2: "hot"}
 
 
-def fine_tuned(name="bert", dtype=torch.float64, **changes):
+def fine_tuned(name="bert", dtype=torch.float64, id2label=NAMES, **changes):
     "A tiny random …ForSequenceClassification in which no weight is zero."
-    config = build_backbone_config(name, num_labels=3, id2label=dict(NAMES), **changes)
+    config = build_backbone_config(name, id2label=dict(id2label), **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.AutoModelForSequenceClassification.from_config(config).to(dtype)
@@ -63,6 +63,23 @@ def test_the_logits_are_the_models(name):
     torch.testing.assert_close(logits_of(ours, TEXTS, batch_size=2), expected, **TOLERANCE)
     assert ours.config.pooling == ("last" if name in DECODERS else "own")
     assert ours.config.id2label == NAMES and ours.config.label2id["hot"] == 2
+
+
+SQUARE = {label: f"class {label}" for label in range(16)}  # as many classes as features
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "deberta-v2"])
+def test_with_as_many_classes_as_features_the_head_is_still_the_last_layer(name):
+    model = fine_tuned(name, id2label=SQUARE)
+    expected = of_transformers(model, TEXTS)
+    torch.testing.assert_close(logits_of(taken(model), TEXTS), expected, **TOLERANCE)
+
+
+def test_a_backbones_own_layer_is_no_head():
+    model = fine_tuned("bert", id2label=SQUARE)
+    model.classifier = torch.nn.Identity()
+    with pytest.raises(ClassifierError, match="no last linear layer .* dropout, classifier"):
+        taken(model)
 
 
 @pytest.mark.parametrize("name", TAKEN)

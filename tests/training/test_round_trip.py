@@ -13,7 +13,7 @@ from lpft_nb.classifier import Classifier
 from lpft_nb.models.checkpoints import ClassifierError
 from lpft_nb.stages import FineTune, LinearProbe, LoRA, run_stages
 from lpft_nb.tasks import load_task
-from lpft_nb.training.round_trip import check_round_trip
+from lpft_nb.training.round_trip import check_round_trip, run_summary
 
 
 def small(name="bert", **fields):
@@ -37,6 +37,36 @@ def test_the_trial_passes_and_leaves_nothing(name, tmp_path):
     before = state(model)
     tried(model, tmp_path / "new", LinearProbe(), LoRA(r=2), FineTune())
     assert state(model) == before and list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_global_random_numbers_are_left_alone(tmp_path):
+    class Drawing(LinearProbe):
+        def prepare(self, model, seed):
+            torch.rand(3)
+            return super().prepare(model, seed)
+
+    before = torch.get_rng_state()
+    tried(small(), tmp_path, Drawing())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_that_come_back_as_others_are_named_and_the_attention_is_the_models(tmp_path):
+    asked = []
+
+    class Forgetful(Classifier):
+        @classmethod
+        def from_pretrained(cls, name, attention=None):
+            asked.append(attention)
+            model = super().from_pretrained(name, attention=attention)
+            torch.nn.init.zeros_(model.head.weight)
+            return model
+
+    model = small()
+    model.backbone.config._attn_implementation = "eager"
+    model.__class__ = Forgetful
+    with pytest.raises(ClassifierError, match=r"what differs: head\.weight$"):
+        tried(model, tmp_path)
+    assert asked == ["eager"]
 
 
 def test_every_type_and_attention_comes_back(tmp_path):
@@ -126,6 +156,13 @@ def test_a_run_that_continues_is_not_tried_again(toy_task, tmp_path, monkeypatch
     run = lambda: run_stages(small(), task, [LinearProbe()], output=tmp_path, device="cpu")
     run(), run()
     assert calls == [1]
+
+
+def test_a_summary_has_no_number_that_could_not_be_computed(toy_task):
+    row = dict(stage="LP", split="test", metric="ece", value=0.5)
+    rows = [row, row | dict(value=math.nan), row | dict(value=math.inf), row | dict(split="train")]
+    found = run_summary(load_task(toy_task), facts=[], rows=[*rows, row | dict(metric="x")], seed=0)
+    assert found["metrics"] == [row]
 
 
 def test_a_run_leaves_its_summary_in_the_model(toy_task, tmp_path):
