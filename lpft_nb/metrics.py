@@ -39,12 +39,13 @@ def looks_like_probabilities(
     if not (logits >= 0).all():
         return False
     sums, classes = logits.sum(dim=1), logits.shape[1]
-    for whole in (1.0, 100.0):
+    for whole in (1.0, 100.0) if len(sums) > 2 else (1.0,):
         if ((sums - whole).abs() < 0.25 * whole).all():
             rounded = min(classes * _rounding(logits) / 2, 0.25 * whole)
             if ((sums - whole).abs() <= max(0.01 * whole, rounded)).all():
                 return True
-    votes = len(sums) >= 3 and bool(((logits > 0).sum(dim=1) > 1).any())
+    several, differ = ((logits > 0).sum(dim=1) > 1).any(), (logits != logits[0]).any()
+    votes = len(sums) > 2 and bool(several and differ)
     return votes and bool((logits == logits.round()).all() and (sums == sums[0]).all())
 
 # %% ../nbs/04_metrics.ipynb #81f13615
