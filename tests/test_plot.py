@@ -122,6 +122,15 @@ def test_over_seeds_equals_scipy(history):
         )
 
 
+def test_two_poolings_of_one_model_are_never_averaged(history):
+    mixed = history.assign(model="minilm", pooling=np.where(history["seed"] % 2, "cls", "mean"))
+    with pytest.raises(ValueError, match="minilm with the poolings cls and mean"):
+        plot.over_seeds(mixed, "value", ["method", "epoch"])
+    assert len(plot.over_seeds(mixed, "value", ["method", "epoch", "pooling"]))
+    apart = mixed.assign(model=mixed["pooling"])  # each model by its own rule
+    assert len(plot.over_seeds(apart, "value", ["method", "epoch"]))
+
+
 def test_curves_draw_means_and_bands(history):
     axes = plot.curves(history, "epoch", "value", xlabel="epoch", ylabel="accuracy (share)")
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "accuracy (share)")

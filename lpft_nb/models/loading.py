@@ -128,6 +128,13 @@ def load_backbone(
         )
     backbone, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     refuse_incomplete(report, directory.name)
+    if any("ForSequenceClassification" in name for name in config.architectures or ()):
+        logger.warning(
+            "%s: its head, trained for %s, is left out and a new one drawn; "
+            "Classifier.from_sequence_classifier keeps it",
+            directory.name,
+            ", ".join(map(str, config.id2label.values())),
+        )
     return backbone
 
 # %% ../../nbs/02g_loading.ipynb #e459a68c

@@ -181,6 +181,8 @@ def test_customary_names_of_validation(name, tmp_path):
         "test.txt",
         "validation.xlsx",
         "train-00000-of-00002.parquet",
+        "valdiation.csv",
+        "trian.jsonl",
     ],
 )
 def test_what_looks_like_a_split_and_is_not_read_is_an_error(name, tmp_path):
@@ -193,7 +195,14 @@ def test_what_looks_like_a_split_and_is_not_read_is_an_error(name, tmp_path):
 
 def test_a_folder_for_a_split_is_an_error_and_other_files_are_left_alone(tmp_path):
     write_splits(tmp_path, train=make_rows(20), validation=make_rows(6, start=40))
-    for name in ("README.md", "notes.csv", "testimonials.csv", ".test.jsonl.swp", "train.log"):
+    for name in (
+        "README.md",
+        "notes.csv",
+        "text.csv",
+        "testimonials.csv",
+        ".test.jsonl.swp",
+        "train.log",
+    ):
         (tmp_path / name).write_text("x")
     assert load_task(tmp_path).sizes["train"] == 18
     (tmp_path / "test").mkdir()

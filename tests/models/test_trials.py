@@ -395,3 +395,11 @@ def test_the_trial_reads_no_special_token():
     assert 5 not in example["input_ids"] and len(set(example["input_ids"])) > 20
     assert trial_examples(backbone, (200,)) == [example]
     assert replace(classifier_of(backbone).inputs, positions=False).positions is False
+
+
+def test_a_head_that_somebody_trained_is_not_dropped_in_silence(tmp_path, caplog):
+    config = build_backbone_config("bert", id2label={0: "no", 1: "yes"})
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    Classifier.from_pretrained(tmp_path, num_labels=2)
+    assert "trained for no, yes" in caplog.text and "from_sequence_classifier" in caplog.text
