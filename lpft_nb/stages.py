@@ -211,7 +211,7 @@ def _start_run(
             f"the model's head has {model.config.num_labels} classes, task {task.name!r} has "
             f"{task.num_labels}; load the model with num_labels={task.num_labels}"
         )
-    check_class_order(list(model.config.id2label.values()), task.label_names)
+    check_class_order(list((model.config.id2label or {}).values()), task.label_names)
     encoded = {
         split: encode_split(model, data, max_length) for split, data in task.splits().items()
     }

@@ -14,7 +14,7 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ class ClassifierError(ValueError):
 def refusing(
     what: str,  # cannot be done, such as "OddModel cannot read a text of 3 tokens"
     advice: str = "take another backbone",
-) -> Iterator[None]:
+) -> Generator[None]:
     "Whatever goes wrong in somebody else's code within this block becomes a ClassifierError that says what was tried."
     try:
         yield

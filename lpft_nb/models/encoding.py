@@ -182,9 +182,10 @@ def fit_tokenizer(
     "Refuse token ids outside the table; padding outside it is replaced by a token within."
     if tokenizer is None or rows is None:
         return tokenizer
-    padding = tokenizer.pad_token
+    padding = cast(str, tokenizer.pad_token)
     if cast(int, tokenizer.pad_token_id) >= rows:
-        within = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.convert_ids_to_tokens(0)]
+        first = cast(str, tokenizer.convert_ids_to_tokens(0))
+        within = cast(list[str | None], [tokenizer.eos_token, tokenizer.unk_token, first])
         tokenizer.pad_token = next(
             token
             for token in within

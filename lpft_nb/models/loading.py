@@ -133,7 +133,7 @@ def load_backbone(
             "%s: its head, trained for %s, is left out and a new one drawn; "
             "Classifier.from_sequence_classifier keeps it",
             directory.name,
-            ", ".join(map(str, config.id2label.values())),
+            ", ".join(map(str, (config.id2label or {}).values())),
         )
     return backbone
 
@@ -200,7 +200,7 @@ def settle(
                 "leave the argument out, or start from its backbone"
             )
     if label_names is not None:
-        check_class_order(list(config.id2label.values()), label_names)
+        check_class_order(list((config.id2label or {}).values()), label_names)
         config.id2label = label_map(config.num_labels, label_names)
         config.label2id = {name: index for index, name in config.id2label.items()}
     config.max_tokens = asked.get("max_tokens", config.max_tokens)

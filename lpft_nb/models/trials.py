@@ -8,11 +8,12 @@ __all__ = ['LONGEST_TRIAL', 'trial_examples', 'observed_limit', 'tolerance_of', 
 # %% ../../nbs/02i_trials.ipynb #4e7abb4a
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
 from .backbones import POOLINGS, BackboneInputs, embedding_rows, evaluation
 from .checkpoints import ClassifierError, refusing
@@ -27,12 +28,11 @@ LONGEST_TRIAL = 1024  # tokens, where somebody asks for as many
 
 
 def trial_examples(
-    backbone: nn.Module,  # with its configuration
+    backbone: PreTrainedModel,  # with its configuration
     lengths: tuple[int, ...],  # tokens of each example
 ) -> list[Encoded]:  # unpadded
     "Examples of ordinary token ids, always the same for one backbone."
-    config = backbone.config
-    named = vars(config).items() if not hasattr(config, "to_dict") else config.to_dict().items()
+    named = backbone.config.to_dict().items()
     special = {value for name, value in named if name.endswith("token_id")}
     rows = min(embedding_rows(backbone) or 256, 1000)
     ordinary = [number for number in range(rows) if number not in special] or [0]
@@ -99,7 +99,7 @@ def _own_features(model: "Classifier", example: Encoded) -> torch.Tensor:
             f"{tuple(output.last_hidden_state.shape)} is no vector for each of "
             f"{batch['input_ids'].shape[1]} tokens"
         )
-    return read_out(output, batch["attention_mask"], pooling)
+    return read_out(output, batch["attention_mask"], cast(str, pooling))
 
 
 _ADVICE = "its features would be wrong without a word: take another backbone"
@@ -162,7 +162,7 @@ def _check_company(model: "Classifier", examples: list[Encoded], alone: torch.Te
 
 
 def try_backbone(
-    model: "Classifier",  # new, on the CPU; what it takes is settled in place
+    model: Any,  # a Classifier, new, on the CPU; what it takes is settled in place
     shortest: int = 1,  # tokens of a text of one word
     longest: int = 128,  # tokens of the long example, where as many fit
 ) -> BackboneInputs:  # what the backbone takes, its limit of positions observed
