@@ -338,7 +338,7 @@ class Classifier(_Loaded):
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
-
+# %% ../nbs/02d_the_classifier_in_code.ipynb #c1a551f4
 AutoModelForSequenceClassification.register(ClassifierConfig, Classifier, exist_ok=True)
 modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.setdefault(
     ClassifierConfig.model_type, Classifier.__name__

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .runs import Run, load_model
+from .starts import drawn
 from ..linear_probe import fit_probe
 from ..models.backbones import evaluation, pool, prepare_batch
 from ..store.machine import peak_memory_bytes, reset_peak_memory
@@ -52,23 +53,21 @@ def layer_features(
 
 # %% ../../nbs/05c_feature_choice_in_code.ipynb #895fa9fb
 def probe_rows(
-    train: torch.Tensor,  # (N, h) features
-    labels: torch.Tensor,  # (N,) integers in 0..C-1
-    test: torch.Tensor,  # (M, h)
-    test_labels: torch.Tensor,  # (M,)
+    train: tuple[torch.Tensor, torch.Tensor],  # features (N, h), integers (N,) in 0..C-1
+    test: tuple[torch.Tensor, torch.Tensor],  # (M, h), (M,)
     *,
     stage: str,  # what the rows are about, such as "layer 3/mean"
     classes: int,  # C
     seed: int,  # of the folds
 ) -> list[dict[str, Any]]:  # stage, split, metric, value
     "What a cross-validated probe does with these features."
-    probe = fit_probe(train, labels, seed=seed, num_classes=classes)
-    answers = probe.logits(test).argmax(dim=1)
+    probe = fit_probe(*train, seed=seed, num_classes=classes)
+    right = probe.logits(test[0]).argmax(dim=1) == test[1]
     values = {
-        ("test", "accuracy"): (answers == test_labels).double().mean(),
+        ("test", "accuracy"): right.double().mean(),
         ("stage", "head_norm"): probe.weight.norm(),
         ("stage", "penalty"): probe.penalty,
-        ("stage", "feature_norm"): train.double().norm(dim=1).mean(),
+        ("stage", "feature_norm"): train[0].double().norm(dim=1).mean(),
     }
     if probe.cross_validation is not None:
         best = probe.cross_validation.accuracy.mean(dim=1).max()
@@ -78,7 +77,7 @@ def probe_rows(
         for (split, metric), value in values.items()
     ]
 
-
+# %% ../../nbs/05c_feature_choice_in_code.ipynb #81a055fc
 def measure_choices(
     run: Run,  # as the experiment's plan makes it
     *,
@@ -90,8 +89,8 @@ def measure_choices(
     settings, started = run.settings, time.monotonic()
     reset_peak_memory(settings["device"])
     model = load_model(settings, task, run.seed).to(settings["device"])
-    train, test = take(task, settings["probe_train"], seed=run.seed).train, task.test
-    test = test.select(range(len(test))[: settings["max_test"]])
+    train = take(task, settings["probe_train"], seed=run.seed).train
+    test = task.test.select(drawn(len(task.test), settings["probe_test"]).tolist())
     sides = [
         layer_features(model, model.encode(side, settings["max_length"]), settings["poolings"])
         for side in (train, test)
@@ -100,10 +99,8 @@ def measure_choices(
     rows: list[dict[str, Any]] = []
     for (layer, pooling), features in sides[0].items():
         rows += probe_rows(
-            features,
-            labels,
-            sides[1][layer, pooling],
-            test_labels,
+            (features, labels),
+            (sides[1][layer, pooling], test_labels),
             stage=f"layer {layer}/{pooling}",
             classes=task.num_labels,
             seed=run.seed,

@@ -194,9 +194,11 @@ def parameters_like(
     record: dict[str, Any],  # as `read_record` returns it
     declared: dict[str, Parameter],  # of its experiment
 ) -> dict[str, Any]:  # to be passed to `run_experiment`
-    "The parameters that repeat a record's run; those that it did not look at are left at their defaults."
+    "The parameters that repeat a record's run; those that it did not look at are left at their defaults. Its pooling is named."
     seed = {"seeds": [record["seed"]]} if "seeds" in declared else {"seed": [record["seed"]]}
     used = record["parameters"] | {"methods": [record["method"]]} | seed
+    if "pooling" in used:  # what None meant then need not be what it means now
+        used["pooling"] = record["model"].get("pooling") or used["pooling"]
     return {
         name: value
         for name, value in used.items()

@@ -41,7 +41,7 @@ class ClassifierError(ValueError):
 @contextmanager
 def refusing(
     what: str,  # cannot be done, such as "OddModel cannot read a text of 3 tokens"
-    advice: str = "take another backbone",
+    advice: str = "take another backbone",  # what to do then
 ) -> Generator[None]:
     "Whatever goes wrong in somebody else's code within this block becomes a ClassifierError that says what was tried."
     try:

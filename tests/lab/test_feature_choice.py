@@ -39,7 +39,9 @@ def test_the_rows_say_what_the_probe_does():
     labels = torch.arange(60) % 3
     features = torch.randn(60, 5, generator=generator) + 2 * torch.eye(3, 5)[labels]
     test, test_labels = features[:15] + 0.1, labels[:15]
-    rows = probe_rows(features, labels, test, test_labels, stage="layer 1/mean", classes=3, seed=0)
+    rows = probe_rows(
+        (features, labels), (test, test_labels), stage="layer 1/mean", classes=3, seed=0
+    )
     values = {row["metric"]: row["value"] for row in rows}
     probe = fit_probe(features, labels, seed=0, num_classes=3)
     right = (probe.logits(test).argmax(1) == test_labels).double().mean()

@@ -123,7 +123,7 @@ def test_another_function_with_the_same_weights_is_refused(tmp_path):
 def test_another_tokenizer_is_refused(tmp_path, monkeypatch):
     other = build_tokenizer()
     other.add_tokens(["cat sat"])
-    monkeypatch.setattr("lpft_nb.classifier.load_tokenizer", lambda *_: other)
+    monkeypatch.setattr("lpft_nb.classifier.load_tokenizer", lambda *_, **__: other)
     with pytest.raises(ClassifierError, match="the tokenizer"):
         tried(small(), tmp_path)
 
