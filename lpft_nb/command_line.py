@@ -121,6 +121,7 @@ def show_run(
 def repeat(options: argparse.Namespace) -> int:
     "Repeat a record's run and compare; 0 where nothing differs, 1 otherwise."
     from lpft_nb.experiments import find_experiment, parameters_like, run_experiment
+    from lpft_nb.lab.launch import with_its_pooling
     from lpft_nb.records import RecordError, read_record
 
     try:
@@ -140,6 +141,7 @@ def repeat(options: argparse.Namespace) -> int:
             )
         like = parameters_like(original, find_experiment(name).parameters)
         requested = like | requested_parameters(options.p, None) | {"output": output}
+        requested = with_its_pooling(requested, original)
         if options.dry_run:
             return show_plan(name, requested)
         _, records = run_experiment(name, requested)

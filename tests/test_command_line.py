@@ -158,9 +158,12 @@ def test_a_file_that_is_none_exits_2(text, message, tmp_path, capsys):
     "path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_a_sweep_file_holds_a_right_request(path):
-    name = next((name for name in ("head_scale", "tangent_kernel") if name in path.stem), "lp_ft")
+    name = next(
+        (name for name in ("head_scale", "tangent_kernel", "feature_choice") if name in path.stem),
+        "lp_ft",
+    )
     parameters = find_experiment(name).check(parameters_of_file(str(path)))
-    each = {"lp_ft": 5 * 5, "head_scale": 2 * 5 * 8, "tangent_kernel": 4}
+    each = {"lp_ft": 5 * 5, "head_scale": 2 * 5 * 8, "tangent_kernel": 4, "feature_choice": 5}
     assert len(requested_runs(parameters)) == each[name]
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunFailed', 'kernel_environment', 'own_kernel', 'launch_name', 'run_experiment', 'check_used', 'parameters_like',
-           'differences', 'surroundings']
+           'with_its_pooling', 'differences', 'surroundings']
 
 # %% ../../nbs/11e_launch.ipynb #8341d056
 import contextlib
@@ -194,16 +194,29 @@ def parameters_like(
     record: dict[str, Any],  # as `read_record` returns it
     declared: dict[str, Parameter],  # of its experiment
 ) -> dict[str, Any]:  # to be passed to `run_experiment`
-    "The parameters that repeat a record's run; those that it did not look at are left at their defaults. Its pooling is named."
+    "The parameters that repeat a record's run; those that it did not look at are left at their defaults."
     seed = {"seeds": [record["seed"]]} if "seeds" in declared else {"seed": [record["seed"]]}
     used = record["parameters"] | {"methods": [record["method"]]} | seed
-    if "pooling" in used:  # what None meant then need not be what it means now
-        used["pooling"] = record["model"].get("pooling") or used["pooling"]
     return {
         name: value
         for name, value in used.items()
         if value is not None or name not in declared or "Maybe" in declared[name].kind
     }
+
+
+def with_its_pooling(
+    requested: dict[str, Any],  # parameters that repeat a record's run
+    record: dict[str, Any],  # that record
+) -> dict[str, Any]:  # the same, with the pooling named where None would mean another one now
+    "What None meant when a record was made need not be what it means now."
+    from lpft_nb.classifier import describe_model
+
+    then = record["model"].get("pooling")
+    if requested.get("pooling", then) is not None or then is None:
+        return requested
+    classes = len(record["task"]["label_names"])
+    now = describe_model(requested["model"], num_labels=classes)["pooling"]
+    return requested | ({} if now == then else {"pooling": then})
 
 
 def differences(

@@ -126,6 +126,7 @@ def longest_first(pages: list[str], processes: int, seconds: dict) -> list[list[
 def allow_processes(app):
     """On `builder-inited`: lift what keeps Sphinx serial, and give it one page at a time instead of a few fixed chunks."""
     from jupyter_cache import get_cache
+    from jupyter_cache.cache.db import NbCacheRecord
     from sphinx import builders
 
     for name in SILENT:
@@ -133,6 +134,8 @@ def allow_processes(app):
             app.extensions[name].parallel_read_safe = True
     # Two readers that create the tables of one database at the same time fail: create them here.
     get_cache(app.env.mystnb_config.execution_cache_path).db
+    # Looking for the oldest entries it asks twice, and removes what another reader has added in between.
+    NbCacheRecord.records_to_delete = staticmethod(lambda keep, db: [])
     known = read_seconds(seconds_file(app))
     builders.make_chunks = lambda pages, processes: longest_first(pages, processes, known)
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from damage import damaged
 from lpft_nb.lab import runs as lab_runs
-from lpft_nb.lab.launch import differences, parameters_like
+from lpft_nb.lab.launch import differences, parameters_like, with_its_pooling
 from lpft_nb.lab.notebooks import find_experiment, list_experiments
 from lpft_nb.lab.parameters import ParameterError, check_parameters, parse_parameters
 from lpft_nb.lab.runs import (
@@ -414,6 +414,18 @@ def test_repeated_run_has_no_differences(finished_run, tmp_path):
     repeated = read_record(execute(run, task))
     table = differences(original, repeated, tolerance=0)
     assert repeated["run_id"] == original["run_id"] and table["equal"].all() and len(table) > 20
+
+
+def test_a_repetition_names_the_pooling_where_a_default_has_changed(finished_run):
+    _, _, records = finished_run
+    original = read_record(records[1])
+    asked = {"model": "minilm", "pooling": None}
+    assert original["model"]["pooling"] == "cls"  # a BERT that states nothing
+    assert with_its_pooling(asked, original)["pooling"] == "cls"  # minilm's own is the mean
+    as_mean = original | {"model": original["model"] | {"pooling": "mean"}}
+    assert with_its_pooling(asked, as_mean) == asked
+    for named in ({"model": "minilm"}, {"model": "minilm", "pooling": "last"}):
+        assert with_its_pooling(named, original) == named
 
 
 # a head that is scaled before the training stage
