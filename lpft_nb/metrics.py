@@ -11,6 +11,7 @@ import functools
 import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from .store.names import one_of
@@ -57,6 +58,8 @@ def as_numbers(
     try:
         convert = getattr(values, "to_numpy", None)
         plain = values if convert is None else convert()
+        if isinstance(plain, np.ndarray) and not plain.flags.writeable:
+            plain = plain.copy()  # a tensor could write to it
         return torch.as_tensor(plain).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PALETTE', 'MARKERS', 'LINES', 'SINGLE', 'style_at', 'method_style', 'use_style', 'check_columns',
-           'over_seeds', 'group_styles', 'curves', 'dots_with_intervals', 'Table', 'best_if_separate', 'table']
+           'over_seeds', 'group_styles', 'curves', 'dots_with_intervals', 'Table', 'best_if_separate', 'table',
+           'kernel_map']
 
 # %% ../nbs/06_plot.ipynb #e64a1366
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from cycler import cycler
+from numpy.typing import ArrayLike
 
 from .intervals import Interval, confidence_interval, interval_text
 from .store import names
@@ -265,3 +268,53 @@ def table(
         texts |= {} if best is None else {best: f"**{texts[best]}**"}
         lines.append([str(row), *(texts.get(name, "") for name in names)])
     return Table("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+# %% ../nbs/06_plot.ipynb #06000102
+def kernel_map(
+    kernel: ArrayLike,  # (N, M), or (N, C, M, C): the trace over classes is drawn
+    labels: ArrayLike | None = None,  # (N,) of the rows, and of the columns where N = M
+    label_names: Sequence[str] | None = None,  # C names, by label
+    axes: plt.Axes | None = None,  # where to draw; None makes a figure
+) -> plt.Axes:
+    "Draw a kernel between examples, sorted by label, in units of its mean diagonal (of its largest entry where N ≠ M)."
+    tensor = getattr(kernel, "detach", None)
+    table = np.asarray(kernel if tensor is None else tensor().cpu(), dtype=float)
+    table = np.einsum("ncmc->nm", table) if table.ndim == 4 else table
+    if table.ndim != 2 or not np.isfinite(table).all():
+        raise ValueError(f"expected finite numbers (N, M) or (N, C, M, C), got shape {table.shape}")
+    axes, square = plt.subplots()[1] if axes is None else axes, len(table) == table.shape[1]
+    unit = table.diagonal().mean() if square else np.abs(table).max()
+    if labels is not None:
+        given = np.asarray(labels)
+        if given.shape != table.shape[:1]:
+            raise ValueError(
+                f"expected {len(table)} labels, one for each row, got shape {given.shape}"
+            )
+        order = given.argsort(kind="stable")
+        table, given = table[order][:, order] if square else table[order], given[order]
+        _mark_classes(axes, given, label_names, square=square)
+    image = axes.imshow(table / unit, cmap="magma", vmin=min(0.0, float(table.min() / unit)))
+    said = "mean diagonal" if square else "largest entry"
+    axes.get_figure().colorbar(image, ax=axes, label=f"kernel / {said}")
+    axes.grid(False)
+    return axes
+
+
+def _mark_classes(
+    axes: plt.Axes,
+    labels: np.ndarray,  # (N,) sorted
+    names: Sequence[str] | None,  # by label
+    *,
+    square: bool,  # whether columns have the same labels as rows
+) -> None:
+    "White lines between classes, and the name of each in its middle."
+    for border in np.flatnonzero(np.diff(labels)) + 0.5:
+        axes.axhline(border, color="white", linewidth=0.8)
+        if square:
+            axes.axvline(border, color="white", linewidth=0.8)
+    kinds = list(dict.fromkeys(labels.tolist()))
+    middles = [np.flatnonzero(labels == kind).mean() for kind in kinds]
+    words = [str(kind) if names is None else names[kind] for kind in kinds]
+    axes.set_yticks(middles, words)
+    if square:
+        axes.set_xticks(middles, words, rotation=20)

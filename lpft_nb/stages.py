@@ -337,7 +337,7 @@ def run_stages(
     output: str
     | Path
     | None = None,  # folder of checkpoints; called again with it, a killed run continues
-    device: str = "auto",  # or cpu, cuda
+    device: str | torch.device = "auto",  # or cpu, cuda, cuda:1, mps
     dtype: str = "auto",  # training precision; measuring is always in float32
     max_length: int | None = None,  # tokens; None: the model's own limit
     minutes_between_checkpoints: float = 10.0,  # inside a training stage

@@ -11,7 +11,7 @@ __all__ = ['GROUPS', 'SPLITS', 'label_of', 'check_batch', 'check_request', 'chec
 import copy
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,7 +26,7 @@ from .kernel.result import as_matrix as as_matrix
 from .kernel.result import block as block
 from .kernel.result import describe
 from .kernel.result import trace_over_classes as trace_over_classes
-from .kernel.sides import Side, feature_gram, shares_of
+from .kernel.sides import Side, as_batch, feature_gram, shares_of
 from .kernel.streaming import Work, unchanged, within_memory
 from .linearized import LinearizedModel as LinearizedModel
 from .store.cache import content_hash, parse_size, versions
@@ -195,8 +195,8 @@ def empty_shares(
 # %% ../nbs/21a_computing_the_kernel.ipynb #83bbdccc
 def tangent_kernel(
     model: "Classifier",  # in evaluation mode; parameters with requires_grad count
-    batch_a: dict[str, torch.Tensor],  # (N, T) each: as model.tokenize returns
-    batch_b: dict[str, torch.Tensor] | None = None,  # (M, T') each; None: batch_a on both sides
+    batch_a: Any,  # N examples: a batch of model.tokenize, encoded examples, a Dataset or texts
+    batch_b: Any = None,  # M examples; None: batch_a on both sides
     memory: str | int = "2GiB",  # peak over the starting point
     by: str | None = None,  # split F: None, "module", "group" or "layer"
     directory: str | Path | None = None,  # folder for finished parts: a killed computation goes on
@@ -209,6 +209,8 @@ def tangent_kernel(
     P holds the gradients of the head: (⟨φ, φ'⟩ + 1) I_C, the 1 for a bias. F holds those of the backbone.
     Raises KernelError on a model in training mode, an empty batch, an unknown split, or a budget too small.
     """
+    batch_a = as_batch(model, batch_a)
+    batch_b = None if batch_b is None else as_batch(model, batch_b)
     check_request(model, batch_a, batch_b, by=by)
     asked = {"by": by, "requested_error": relative_error, "seed": seed}
     description = describe(model, batch_a, batch_b) | asked

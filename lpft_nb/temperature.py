@@ -6,7 +6,8 @@
 __all__ = ['TEMPERATURE_RANGE', 'Scaling', 'REPAIRS', 'METHODS', 'CalibrationError', 'BoundedTemperatureWarning',
            'check_fitting_split', 'slope_and_curvature', 'best_sharpness', 'typical_size', 'Temperature',
            'temperature_scaling', 'fit_temperature', 'AffineScaling', 'affine_scaling', 'fit_vector_scaling',
-           'fit_matrix_scaling', 'Isotonic', 'fit_isotonic', 'fit_scaling', 'Repair', 'refuse_same_data', 'repair']
+           'fit_matrix_scaling', 'Isotonic', 'fit_isotonic', 'fit_scaling', 'Repair', 'shared_examples',
+           'refuse_same_data', 'repair']
 
 # %% ../nbs/41_temperature.ipynb #2d88ea91
 import math
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
-from .metrics import check_logits
+from .metrics import as_numbers, check_logits
 from .store.names import did_you_mean, one_of
 
 # %% ../nbs/41_temperature.ipynb #3ed677ef
@@ -297,6 +298,37 @@ class Repair:
     logits: dict[str, torch.Tensor]  # split name -> (N, C) repaired logits
 
 # %% ../nbs/41_temperature.ipynb #6c658905
+def _rows(
+    logits: torch.Tensor,  # (N, C)
+    labels: torch.Tensor,  # (N,)
+    *,
+    unit: float,  # below which two logits count as one
+) -> list[bytes]:  # one for each example
+    "What tells examples apart, up to the rounding of their logits."
+    table = torch.cat([(logits.double() / unit).round(), labels[:, None].double()], dim=1)
+    return [row.tobytes() for row in table.numpy()]
+
+
+def shared_examples(
+    fitted: tuple[torch.Tensor, torch.Tensor],  # (N, C) logits and (N,) labels of one split
+    judged: tuple[torch.Tensor, torch.Tensor],  # (M, C) and (M,) of another
+) -> float:  # from 0 to 1
+    "The largest share of a split that stands in the other one too, in any order and precision."
+    if fitted[0].shape[1:] != judged[0].shape[1:] or not len(fitted[0]) or not len(judged[0]):
+        return 0.0
+    kinds = [logits.dtype for logits, _ in (fitted, judged) if logits.is_floating_point()]
+    coarse = max(kinds, key=lambda kind: torch.finfo(kind).eps, default=torch.float64)
+    sides = [(logits.to(coarse).double(), labels) for logits, labels in (fitted, judged)]
+    if all(map(torch.equal, *sides)):
+        return 1.0
+    unit = 1e-5 * float(sides[0][0].abs().max()) or 1.0
+    found = [_rows(*side, unit=unit) for side in sides]
+    kept = [set(rows) for rows in found]
+    if any(2 * len(few) < len(rows) for few, rows in zip(kept, found)):
+        return 0.0  # so many examples are alike that being alike says nothing
+    return len(kept[0] & kept[1]) / min(len(few) for few in kept)
+
+
 def refuse_same_data(
     logits_by_split: Mapping[str, ArrayLike],  # split name -> (N, C)
     labels_by_split: Mapping[str, ArrayLike],  # split name -> (N,)
@@ -304,24 +336,30 @@ def refuse_same_data(
     fit_on: str,  # split that the repair sees
     judge_on: tuple[str, ...],  # splits that it is judged on
 ) -> None:
-    "Raise `CalibrationError` when a judged split is the fitting split, by name or by content."
-    seen = [torch.as_tensor(values[fit_on]).cpu() for values in (logits_by_split, labels_by_split)]
+    "Raise `CalibrationError` when a judged split is, or shares half with, the fitting split."
+    given = {
+        split: (
+            as_numbers(logits_by_split[split], "logits"),
+            as_numbers(labels_by_split[split], "labels"),
+        )
+        for split in (fit_on, *judge_on)
+    }
     for split in judge_on:
-        judged = [
-            torch.as_tensor(values[split]).cpu() for values in (logits_by_split, labels_by_split)
-        ]
-        if split == fit_on or all(map(torch.equal, seen, judged)):
-            known = (
-                "is the split"
-                if split == fit_on
-                else f"holds the same logits and labels as {fit_on!r},"
-            )
-            raise CalibrationError(
-                f"{split!r} {known} that the repair is fitted on: it would look better than it is. Judge on other "
-                "data, or pass allow_same_split=True and say so where you report the number"
-            )
+        share = 1.0 if split == fit_on else shared_examples(given[fit_on], given[split])
+        if share < 0.5:
+            continue
+        known = (
+            "holds the same logits and labels as"
+            if share == 1
+            else f"shares {share:.0%} of its examples with"
+        )
+        what = "is the split" if split == fit_on else f"{known} {fit_on!r},"
+        raise CalibrationError(
+            f"{split!r} {what} that the repair is fitted on: it would look better than it is. Judge on other "
+            "data, or pass allow_same_split=True and say so where you report the number"
+        )
 
-
+# %% ../nbs/41_temperature.ipynb #6c658907
 def repair(
     logits_by_split: Mapping[str, ArrayLike],  # split name -> (N, C) raw scores
     labels_by_split: Mapping[str, ArrayLike],  # split name -> (N,) integers in 0..C-1

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from lpft_nb import plot
@@ -242,3 +243,33 @@ def test_faults_are_named(results):
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match="NaN or infinite"):
             plot.table(results[results.split == "test"].assign(value=bad))
+
+
+def test_a_kernel_is_drawn_by_class_in_units_of_its_mean_diagonal():
+    table = torch.arange(16.0, dtype=torch.float64).reshape(4, 4)
+    table = table @ table.T
+    axes = plot.kernel_map(table, [1, 0, 1, 0], ["no", "yes"])
+    order = [1, 3, 0, 2]
+    drawn = np.asarray(axes.images[0].get_array())
+    np.testing.assert_allclose(drawn, (table / table.diag().mean())[order][:, order])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["no", "yes"]
+    logits = torch.einsum("nm,cd->ncmd", table, torch.eye(3, dtype=torch.float64)).requires_grad_()
+    np.testing.assert_allclose(
+        plot.kernel_map(logits).images[0].get_array(), table / table.diag().mean()
+    )
+    assert plot.kernel_map(table[:2]).images[0].get_array().max() == 1
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "labels", "message"),
+    [
+        (np.full((2, 2), np.nan), None, "finite"),
+        (np.zeros((2, 2, 2)), None, "expected finite numbers"),
+        (np.eye(3), [0, 1], "expected 3 labels"),
+    ],
+)
+def test_no_kernel_is_refused(kernel, labels, message):
+    with pytest.raises(ValueError, match=message):
+        plot.kernel_map(kernel, labels)
+    plt.close("all")

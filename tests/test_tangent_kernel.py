@@ -1,12 +1,15 @@
 """The tangent kernel against brute-force autograd, over architectures, freezings and odd modules; laws and refusals."""
 
 import copy
+import re
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import BatchEncoding
 
 import lpft_nb.kernel.budget as budget
 from conftest import build_tiny_model, build_tokenizer
@@ -29,6 +32,7 @@ from kernel_oracle import (
 from lpft_nb.kernel.gradient_factors import KernelError
 from lpft_nb.kernel.result import as_matrix
 from lpft_nb.models.lora import add_lora
+from lpft_nb.store.cache import format_size, parse_size
 from lpft_nb.tangent_kernel import label_of, tangent_kernel
 
 DENSE = "encoder.layer.0.intermediate.dense"
@@ -564,3 +568,33 @@ def test_a_head_of_another_width_is_refused(tiny_model):
     model.head = torch.nn.Linear(7, 3, dtype=torch.float64).eval()
     with pytest.raises(KernelError, match="the head expects 7 features, the backbone has 16"):
         tangent_kernel(model, model.tokenize(["the cat sat"]), quiet=True)
+
+
+# --- what a user holds ---------------------------------------------------------------------------------------------
+
+
+def test_texts_encoded_examples_data_sets_and_arrays_are_as_good_as_a_batch(tiny_model):
+    model, texts = tiny_model("bert"), ["the cat sat", "a dog", "the dog sat on a cat"]
+    batch = model.tokenize(texts)
+    expected = quick(model, batch).total
+    forms = (
+        texts,
+        model.encode(texts),
+        Dataset.from_dict({"text": texts, "label": [0, 1, 0]}),
+        {name: table.numpy() for name, table in batch.items()},
+        BatchEncoding(batch),
+    )
+    for form in forms:
+        assert torch.equal(quick(model, form).total, expected)
+        assert torch.equal(quick(model, batch, form).total, quick(model, batch, batch).total)
+
+
+def test_the_budget_that_is_advised_is_the_smallest_that_does():
+    model = build_tiny_model("bert")
+    batch = model.tokenize(TEXTS)
+    with pytest.raises(KernelError, match="would do") as found:
+        tangent_kernel(model, batch, memory=1000, quiet=True)
+    advised = parse_size(re.search(r"at least (.*) would do", str(found.value)).group(1))
+    tangent_kernel(model, batch, memory=advised, quiet=True)
+    with pytest.raises(KernelError, match=f"at least {format_size(advised)} would do"):
+        tangent_kernel(model, batch, memory=advised - 2**20, quiet=True)

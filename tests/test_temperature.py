@@ -359,3 +359,33 @@ def test_scaled_head_divides_the_logits_and_is_saved_like_any_other(tiny_model, 
 def test_scaled_head_needs_a_positive_temperature(tiny_model, temperature):
     with pytest.raises(ValueError, match="positive finite number"):
         tiny_model("bert").with_temperature(temperature)
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        lambda z, y: (z.float(), y),
+        lambda z, y: (z.bfloat16(), y),
+        lambda z, y: (z.flip(0), y.flip(0)),
+        lambda z, y: (z[::3], y[::3]),
+        lambda z, y: (z[:40].float().flip(0), y[:40].flip(0).int()),
+        lambda z, y: (z.numpy() + 1e-9, y.numpy()),
+        lambda z, y: (torch.cat([z, z.flip(1)]), torch.cat([y, y])),
+        lambda z, y: (torch.cat([z[:30], z.flip(1)[:30]]), torch.cat([y[:30], y[:30]])),
+    ],
+)
+def test_the_fitting_split_is_known_in_every_disguise(splits, disguise):
+    logits, labels = splits
+    logits["other"], labels["other"] = disguise(logits["validation"], labels["validation"])
+    with pytest.raises(CalibrationError, match="that the repair is fitted on"):
+        repair(logits, labels, judge_on="other")
+    assert "other" in repair(logits, labels, judge_on="other", allow_same_split=True).logits
+
+
+def test_a_few_common_examples_and_a_collapsed_model_are_let_through(splits):
+    logits, labels = splits
+    logits["test"][:9], labels["test"][:9] = logits["validation"][:9], labels["validation"][:9]
+    assert "test" in repair(logits, labels).logits
+    flat = torch.tensor([0.3, 0.1, -0.4], dtype=torch.float64).expand(90, 3)
+    logits |= {"validation": flat, "test": flat}
+    assert "test" in repair(logits, labels).logits

@@ -255,7 +255,7 @@ def _texts(task: Task, split: str) -> list[tuple[str, ...]]:
 def findings(
     task: Task,  # whose three splits are looked at
 ) -> dict[str, int]:  # what was found -> how often; nothing for what was not
-    "Count texts that stand in two splits, texts under two labels, and small classes of train."
+    "Count texts that stand in two splits, empty ones, texts under two labels, and small classes of train."
     splits = ("train", "validation", "test")
     texts = {split: _texts(task, split) for split in splits}
     found = {}
@@ -264,6 +264,9 @@ def findings(
         found[f"texts of {second} that stand in {first} too"] = sum(
             text in known for text in texts[second]
         )
+    for split in splits:
+        empty = sum(not any(part.strip() for part in text) for text in texts[split])
+        found[f"texts of {split} that are empty"] = empty
     labels: dict[tuple[str, ...], set[int]] = {}
     for split in splits:
         for text, label in zip(texts[split], task.splits()[split]["label"][:]):

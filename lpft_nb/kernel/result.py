@@ -11,13 +11,14 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..models.fingerprints import function_fingerprint
 from ..store.cache import content_hash, read_tensors, write_tensors
 from .gradient_factors import KernelError, kernel_parameters, move_padding_right
+from .sides import as_batch
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -160,11 +161,12 @@ class TangentKernel:
         cls,
         path: str | Path,  # of a saved kernel
         model: "Classifier",  # that it was computed for
-        batch_a: dict[str, torch.Tensor],  # (N, T) each: the examples on the left
-        batch_b: dict[str, torch.Tensor] | None = None,  # on the right; None: batch_a
+        batch_a: Any,  # the examples on the left, in any form that tangent_kernel takes
+        batch_b: Any = None,  # on the right; None: batch_a
     ) -> "TangentKernel":
         "Read a kernel back; refuses another model, other examples or another order of them."
-        return load_kernel(path, describe(model, batch_a, batch_b))
+        right = None if batch_b is None else as_batch(model, batch_b)
+        return load_kernel(path, describe(model, as_batch(model, batch_a), right))
 
 # %% ../../nbs/20d_kernel_result.ipynb #9db97b4c
 def load_kernel(

@@ -199,7 +199,7 @@ def one_of_names(
 
 Method = one_of_names(lambda: METHODS)
 Pooling = one_of_names(lambda: ("cls", "last", "mean"))
-Device = one_of_names(lambda: ("auto", "cpu", "cuda"))
+Device = one_of_names(lambda: ("auto", "cpu", "cuda", "mps"))
 Precision = one_of_names(lambda: ("auto", "float32", "bfloat16"))
 Protocol = one_of_names(lambda: ("default", "paper"))
 

@@ -129,7 +129,11 @@ def _read_each(
     model: "Classifier", read: Callable[..., torch.Tensor], examples: list[Encoded]
 ) -> torch.Tensor:  # (n, h)
     "φ of examples, each by itself."
-    sizes = [f"a text of {len(example['input_ids'])} tokens" for example in examples]
+    shortest = min(examples, key=lambda example: len(example["input_ids"]))
+    sizes = [
+        f"a text {'as short as' if example is shortest else 'of'} {len(example['input_ids'])} tokens"
+        for example in examples
+    ]
     return torch.cat([_read(model, read, size, example) for size, example in zip(sizes, examples)])
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mean_cross_entropy', 'is_head', 'parameter_groups', 'DivergenceError', 'DivergenceCheck', 'validation_metrics',
-           'ShowProgress', 'history_rows', 'head_norm', 'StageTrainer', 'training_arguments', 'train']
+           'ShowProgress', 'history_rows', 'head_norm', 'StageTrainer', 'train']
 
 # %% ../../nbs/09_fine_tuning.ipynb #b001c9df
 import math
@@ -28,6 +28,7 @@ from lpft_nb.training.batches import (
     epoch_order,
     padding_share,
 )
+from .arguments import training_arguments
 from .checkpoints import BestWeights, last_checkpoint, restore_weights
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class DivergenceError(RuntimeError):
 
 
 class DivergenceCheck:
-    """Looks at every step's loss; raises `DivergenceError` on a non-finite one, or when the mean of 20 exceeds 10 × max(start, r ln C).
+    """Looks at every step's loss; raises `DivergenceError` on a non-finite one, or when the last 20 sum to 20 × 10 × max(start, r ln C).
 
     r is the head's norm over that of a random head, at least 1: with a large head a single wrong answer costs many nats.
     """
@@ -96,8 +97,7 @@ class DivergenceCheck:
         self.recent = (self.recent + [loss])[-20:]
         if self.start is None:
             self.start = loss
-        mean = sum(self.recent) / len(self.recent)
-        grown = len(self.recent) == 20 and mean > 10 * max(self.start, self.floor)
+        grown = sum(self.recent) > 20 * 10 * max(self.start, self.floor)
         if math.isfinite(loss) and not grown:
             return
         raise DivergenceError(
@@ -224,50 +224,6 @@ class StageTrainer(Trainer):
         if "loss" in logs:
             logs["head_norm"] = head_norm(self.accelerator.unwrap_model(self.model))
         super().log(logs, start_time)
-
-# %% ../../nbs/09_fine_tuning.ipynb #645878cf
-def training_arguments(
-    stage: "TrainingStage",
-    folder: Path,  # for checkpoints
-    *,
-    seed: int,  # of dropout and data order
-    device: str,  # cpu or cuda
-    dtype: torch.dtype,  # of the forward pass
-    processes: int,  # that share a batch
-    examples: int,  # in the training set
-) -> TrainingArguments:
-    "The Trainer's arguments for a stage: linear decay, about 100 log entries, evaluation at each epoch's end."
-    steps = max(1, math.ceil(stage.epochs * stage.steps_an_epoch(examples)))
-    size = stage.process_batch_size(processes)
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=stage.epochs,
-        per_device_train_batch_size=size,
-        per_device_eval_batch_size=max(size, 32),
-        gradient_accumulation_steps=stage.gradient_accumulation,
-        learning_rate=stage.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=math.floor(stage.warmup_share * steps),
-        max_grad_norm=stage.max_gradient_norm,
-        logging_strategy="steps",
-        logging_steps=max(1, steps // 100),
-        logging_nan_inf_filter=False,
-        eval_strategy="epoch",
-        save_strategy="no",
-        save_total_limit=2,
-        use_cpu=device == "cpu",
-        bf16=dtype == torch.bfloat16,
-        seed=seed,
-        data_seed=seed,
-        report_to=[],
-        disable_tqdm=True,
-        average_tokens_across_devices=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=device != "cpu",
-        ddp_find_unused_parameters=False,
-        accelerator_config=dict(even_batches=True, split_batches=False),
-    )
 
 # %% ../../nbs/09_fine_tuning.ipynb #b65a242f
 def _stage_trainer(

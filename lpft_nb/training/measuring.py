@@ -91,7 +91,7 @@ def encode_split(
 def split_features(
     model: "Classifier",  # moved to the device
     encoded: Mapping[str, EncodedDataset],  # by split
-    device: str,  # cpu or cuda
+    device: str,  # as `resolve` gives it
 ) -> dict[str, torch.Tensor]:  # by split, (N, h) float32
     "The features φ of every split, computed now."
     cast(torch.nn.Module, model).to(device)
@@ -108,7 +108,7 @@ def _arithmetic(device: str) -> list[str]:
 def frozen_features(
     model: "Classifier",  # whose backbone has not been trained
     encoded: Mapping[str, EncodedDataset],  # by split
-    device: str,  # cpu or cuda
+    device: str,  # as `resolve` gives it
 ) -> dict[str, torch.Tensor]:  # by split, (N, h) float32
     "The features φ of every split, through the cache."
     common: dict[str, Any] = {"weights": weights_hash(model)}

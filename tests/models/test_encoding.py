@@ -74,11 +74,15 @@ def test_wrong_texts(data, error, message):
         text_rows(data)
 
 
-def test_a_text_without_tokens_is_an_error(tiny_model):
+def test_a_text_without_tokens_is_read_as_the_token_that_begins_a_text(tiny_model, caplog):
     model = tiny_model("gpt2")
     model.tokenizer._tokenizer.post_processor = None
-    with pytest.raises(ValueError, match="example 1 has no tokens"):
-        model.encode(["cat", " "])
+    first, empty = model.encode(["cat", " "])
+    token = model.tokenizer.bos_token or model.tokenizer.eos_token
+    assert empty["input_ids"] == [model.tokenizer.convert_tokens_to_ids(token)]
+    assert empty.keys() == first.keys() and empty["attention_mask"] == [1]
+    assert "1 of 2 texts have no tokens, first example 1" in caplog.text
+    assert torch.isfinite(features_of(model, ["cat", " "])).all()
 
 
 @settings(deadline=None, max_examples=25)

@@ -156,7 +156,7 @@ class BlankBert(BertModel):
     [
         (LeakyBert, "beside a longer text"),
         (ChanceBert, "twice and gives two features"),
-        (ShyBert, "cannot read a text of 3 tokens .*kernel size"),
+        (ShyBert, "cannot read a text as short as 3 tokens .*kernel size"),
         (ShortBert, "no vector for each of"),
         (BlankBert, "NaN or infinity for a text of 64 tokens"),
     ],

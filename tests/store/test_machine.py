@@ -35,6 +35,32 @@ def test_resolve_refuses(wrong):
         resolve(*wrong)
 
 
+def test_a_card_is_chosen_by_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert resolve("cuda:1", "auto") == ("cuda:1", torch.bfloat16)
+    assert resolve(torch.device("cuda", 0), "float32") == ("cuda", torch.float32)
+    assert resolve(torch.device("cpu"), "auto") == resolve("cpu:0", "auto")
+    for wrong, message in (
+        ("cuda:2", "numbers 0 to 1"),
+        ("cuda:x", "numbers 0 to 1"),
+        ("cpu:1", "numbers 0 to 0"),
+        ("auto:1", "finds no auto"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resolve(wrong, "auto")
+
+
+def test_mps_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="finds no mps; use device='cpu'"):
+        resolve("mps", "auto")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve("mps", "auto") == ("mps", torch.float32)
+    assert machine.peak_memory_bytes("mps") > 0
+
+
 def test_threads_divide_the_cores(monkeypatch):
     monkeypatch.delenv("LPFT_THREADS", raising=False)
     monkeypatch.setattr(

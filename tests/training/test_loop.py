@@ -14,6 +14,7 @@ from toys import small_model, toy_data
 
 from lpft_nb.training.batches import collate, epoch_order
 from lpft_nb.training.checkpoints import last_checkpoint
+from lpft_nb.training.arguments import training_arguments
 from lpft_nb.training.loop import DivergenceCheck, DivergenceError, parameter_groups, train
 from lpft_nb.training.stage import FineTune
 
@@ -399,3 +400,35 @@ def test_a_large_head_may_lose_many_nats_without_diverging():
     with pytest.raises(DivergenceError):
         for step in range(25):
             check(2e4, step=step, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize(
+    "losses", [[0.7, 1e4], [0.7, 40.0, 60.0, 80.0], [math.inf], [0.7] + [9.0] * 20]
+)
+def test_a_loss_that_blows_up_in_a_few_steps_is_seen(losses):
+    check = DivergenceCheck(classes=2)
+    with pytest.raises(DivergenceError, match="Lower the learning rate"):
+        for step, loss in enumerate(losses):
+            check(loss, step=step, learning_rate=1.0)
+
+
+def test_a_rough_start_is_no_divergence():
+    check = DivergenceCheck(classes=2)
+    for step, loss in enumerate([0.7, 30.0, 20.0, 10.0, 5.0] + [1.0] * 30):
+        check(loss, step=step, learning_rate=1.0)
+
+
+def test_a_process_uses_one_card_and_the_one_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+    chosen = []
+    options = dict(seed=0, dtype=torch.float32, processes=1, examples=40)
+    try:
+        second = training_arguments(quick_stage(), tmp_path, device="cuda:1", **options)
+        assert str(second.device) == "cuda:1" == chosen[-1]
+        assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+    finally:
+        plain = training_arguments(quick_stage(), tmp_path, device="cpu", **options)
+    assert str(plain.device) == "cpu"
+    plain._n_gpu = 4  # what it would find on a machine with four cards
+    assert plain.n_gpu == 1 and plain.train_batch_size == quick_stage().batch_size
