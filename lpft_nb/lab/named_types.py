@@ -9,7 +9,6 @@ __all__ = ['NUMBER', 'WHOLE', 'Count', 'Positive', 'Folds', 'Share', 'Seed', 'Te
 
 # %% ../../nbs/11f_named_types.ipynb #c90a61c1
 import ast
-import csv
 import importlib
 import math
 import os
@@ -213,13 +212,20 @@ def _listed(value: Any) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+# one entry and the comma behind it: in double quotes, in single quotes, or bare
+_ENTRY = re.compile(r"""\s*(?:"((?:[^"]|"")*)"|'([^']*)'|([^,]*?))\s*,""")
+
+
 def _entries(text: str) -> list[str]:
-    "The entries of a list as texts, so that each is read by its own type; quotes keep a comma in."
+    "The entries of a list as texts, so that each is read by its own type; quotes keep commas and spaces in."
     if text == "None" or text.startswith("{") or text.startswith("[") != text.endswith("]"):
         raise _of_another_kind()
     body = text[1:-1] if text.startswith("[") else text
-    entries = next(csv.reader([body], skipinitialspace=True), [])
-    return [re.sub(r"^'(.*)'$", r"\1", entry.strip()) for entry in entries]
+    entries = []
+    for found in _ENTRY.finditer(f"{body}," if body.strip() else ""):
+        double, single, bare = found.groups()
+        entries.append(double.replace('""', '"') if double is not None else single or bare or "")
+    return entries
 
 
 def _distinct(values: list) -> list:
