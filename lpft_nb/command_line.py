@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .lab.parameters import Parameter, ParameterError, parameters_of_file
+from .lab.parameters import Parameter, ParameterError
+from .lab.sweep_command import add_sweep_options, request_of_file, show_sweep
 from .store.names import SettingError
 
 # %% ../nbs/11i_command_line_in_code.ipynb #b0c701cf
@@ -101,14 +102,15 @@ def show_run(
         return 0
     if options.like is not None:
         return repeat(options)
-    if options.experiment is None:
+    name, from_file = request_of_file(options.f, options.experiment)
+    if name is None:
         raise ParameterError(
             "name an experiment (`lpft-nb list` shows them), or a record with --like"
         )
-    requested = parameters_of_file(options.f) | requested_parameters(options.p, options.output)
+    requested = from_file | requested_parameters(options.p, options.output)
     if options.dry_run:
-        return show_plan(options.experiment, requested)
-    executed, records = run_experiment(options.experiment, requested)
+        return show_plan(name, requested)
+    executed, records = run_experiment(name, requested)
     from lpft_nb.records import load_results, read_record
     from lpft_nb.store.tables import results_table
 
@@ -321,6 +323,7 @@ def make_parser() -> argparse.ArgumentParser:
     run = command("run", show_run, "run an experiment, or show its plan", own_help=True)
     add_run_options(run)
     run.set_defaults(text=run.format_help())
+    add_sweep_options(command("sweep", show_sweep, "run a grid of runs, or show what is missing"))
     results = command("results", show_results, "show the records in a folder, or publish them")
     results.add_argument(
         "directory",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from .store.cache import write_atomically
+from .lab.code_in_use import modules_in_use
 from lpft_nb.lab.launch import (
     RunFailed as RunFailed,
     check_used as check_used,
@@ -110,6 +111,7 @@ def report_used(
         used = {
             "parameters": parameters.model_dump(),
             "records": [str(run.path) for run in runs],
+            "modules": modules_in_use(),
         }
         write_atomically(os.environ["LPFT_REPORT"], json.dumps(used).encode())
 

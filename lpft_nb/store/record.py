@@ -166,7 +166,11 @@ def identity_of(
     of_model = ("id", "revision", "sha256", "pooling", "max_length")
     files = ("config_sha256", "tokenizer_sha256")  # older records, and embedded models, have none
     own = {name: model[name] for name in files if model.get(name) is not None}
-    return {name: record[name] for name in ("experiment", "method", "seed", "parameters")} | {
+    asked = dict(record["parameters"])
+    if "pooling" in asked:
+        asked["pooling"] = None  # the model says which it was, asked for or its own
+    return {name: record[name] for name in ("experiment", "method", "seed")} | {
+        "parameters": asked,
         "task": {name: task[name] for name in ("name", "fingerprint")},
         "model": {name: model.get(name) for name in of_model} | own,
     }

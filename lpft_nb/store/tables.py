@@ -28,7 +28,8 @@ from .record_files import find_results, parse_record, read_record
 logger = logging.getLogger("lpft_nb")
 
 # %% ../../nbs/08c_gathered_table.ipynb #2b956fd8
-ELSEWHERE = {"checkpoints", "benchmarks"}  # beside the records; their JSON files are no mistake
+# beside the records: their JSON files are no mistake, and tries are not averaged with evaluations
+ELSEWHERE = {"checkpoints", "benchmarks", "tries", ".sweep"}
 Records = str | Path | Sequence[str | Path | dict] | None  # a folder, a list, or `find_results()`
 
 
