@@ -34,7 +34,12 @@ from lpft_nb.binning import (
     smooth_cells as smooth_cells,
     smooth_of as smooth_of,
 )
-from .metrics import as_numbers, check_labels, check_logits, looks_like_probabilities
+from lpft_nb.metrics import (
+    as_scores,
+    check_labels,
+    check_logits,
+    profile_of,
+)
 from .temperature import fit_temperature as fit_temperature
 
 # %% ../nbs/40c_calibration.ipynb #c9b9614f
@@ -46,12 +51,13 @@ def logit_blocks(
     labels: ArrayLike,  # (N,) integers in 0..C-1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, slice]]:  # (n, C), (n,) on the CPU; which rows
     "Walk over the rows without copying all of them; `ValueError` where no number could be trusted."
-    logits = logits.detach() if torch.is_tensor(logits) else as_numbers(logits, "logits")
-    if logits.ndim != 2 or len(logits) == 0 or logits.shape[1] < 2:
+    logits = logits.detach() if torch.is_tensor(logits) else as_scores(logits)
+    odd = logits.is_complex() or logits.dtype == torch.bool
+    if odd or logits.ndim != 2 or len(logits) == 0 or logits.shape[1] < 2:
         check_logits(logits, labels)  # raises, and says which it is
     labels = check_labels(labels, *logits.shape)
     wide = logits.dtype if logits.dtype in (torch.float32, torch.float64) else torch.float64
-    step, like_probabilities, sums = max(1, BLOCK_ENTRIES // logits.shape[1]), True, set()
+    step, seen = max(1, BLOCK_ENTRIES // logits.shape[1]), None
     for start in range(0, len(logits), step):
         block = logits[start : start + step].to("cpu", wide).contiguous()
         if not block.sum().isfinite() and not block.isfinite().all():
@@ -59,12 +65,11 @@ def logit_blocks(
             raise ValueError(
                 f"logits hold NaN or infinity, first in row {row} of {len(logits)}: training diverged"
             )
-        like_probabilities = (
-            like_probabilities and bool((block[:1] >= 0).all()) and looks_like_probabilities(block)
-        )
-        sums.add(f"{block[0].sum().item():.2g}")
+        if start == 0 or (seen is not None and seen.smallest >= -1e-6):
+            found = profile_of(block[:1]) if float(block[0].min()) < -1e-6 else profile_of(block)
+            seen = found if seen is None else seen.joined(found)
         yield block, labels[start : start + step], slice(start, start + len(block))
-    if like_probabilities and len(sums) == 1:
+    if seen is not None and seen.of_probabilities:
         raise ValueError(
             "logits look like probabilities (rows nonnegative, all with one sum): pass the scores before softmax"
         )

@@ -298,35 +298,44 @@ class Repair:
     logits: dict[str, torch.Tensor]  # split name -> (N, C) repaired logits
 
 # %% ../nbs/41_temperature.ipynb #6c658905
-def _rows(
-    logits: torch.Tensor,  # (N, C)
+def _features_of_rows(
+    logits: torch.Tensor,  # (N, C) float64
     labels: torch.Tensor,  # (N,)
-    *,
-    unit: float,  # below which two logits count as one
-) -> list[bytes]:  # one for each example
-    "What tells examples apart, up to the rounding of their logits."
-    table = torch.cat([(logits.double() / unit).round(), labels[:, None].double()], dim=1)
-    return [row.tobytes() for row in table.numpy()]
+) -> torch.Tensor:  # (N, C + 1)
+    "What a shift of a row and another order of the classes leave alone: sorted centred logits, and the label's own."
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    own = centred.gather(1, labels[:, None].long())
+    return torch.cat([centred.sort(dim=1).values, own], dim=1)
+
+
+def _common_share(tables: list[torch.Tensor]) -> float:
+    "The share of the smaller split's rows that stand in the other one too, up to rounding."
+    unit = 1e-5 * float(tables[0].abs().max()) or 1.0
+    rows = [[row.tobytes() for row in (table / unit).round().numpy()] for table in tables]
+    kept = [set(keys) for keys in rows]
+    smaller = min(map(len, rows))
+    if 2 * min(map(len, kept)) < smaller:
+        return 0.0  # so many examples are alike that being alike says nothing
+    return len(kept[0] & kept[1]) / min(len(keys) for keys in kept)
 
 
 def shared_examples(
     fitted: tuple[torch.Tensor, torch.Tensor],  # (N, C) logits and (N,) labels of one split
     judged: tuple[torch.Tensor, torch.Tensor],  # (M, C) and (M,) of another
 ) -> float:  # from 0 to 1
-    "The largest share of a split that stands in the other one too, in any order and precision."
+    "The largest share of a split that stands in the other one too, in any order, precision, scale or shift."
     if fitted[0].shape[1:] != judged[0].shape[1:] or not len(fitted[0]) or not len(judged[0]):
         return 0.0
     kinds = [logits.dtype for logits, _ in (fitted, judged) if logits.is_floating_point()]
     coarse = max(kinds, key=lambda kind: torch.finfo(kind).eps, default=torch.float64)
-    sides = [(logits.to(coarse).double(), labels) for logits, labels in (fitted, judged)]
-    if all(map(torch.equal, *sides)):
-        return 1.0
-    unit = 1e-5 * float(sides[0][0].abs().max()) or 1.0
-    found = [_rows(*side, unit=unit) for side in sides]
-    kept = [set(rows) for rows in found]
-    if any(2 * len(few) < len(rows) for few, rows in zip(kept, found)):
-        return 0.0  # so many examples are alike that being alike says nothing
-    return len(kept[0] & kept[1]) / min(len(few) for few in kept)
+    tables = [
+        _features_of_rows(one.to(coarse).double(), labels) for one, labels in (fitted, judged)
+    ]
+    sizes = [float(table.square().mean().sqrt()) or 1.0 for table in tables]
+    scaled = [table / size for table, size in zip(tables, sizes, strict=True)]
+    if tables[0].shape == tables[1].shape and float((scaled[0] - scaled[1]).abs().max()) < 0.02:
+        return 1.0  # the same rows one by one, perhaps rounded
+    return max(_common_share(tables), _common_share(scaled))
 
 
 def refuse_same_data(
@@ -375,6 +384,13 @@ def repair(
             known = sorted(set(logits_by_split) & set(labels_by_split))
             raise ValueError(
                 f"there is no split {split!r} with logits and labels: {did_you_mean(split, known)}"
+            )
+    for split in judge_on:
+        logits, _ = check_logits(logits_by_split[split], labels_by_split[split])
+        if logits.shape[1] != np.shape(logits_by_split[fit_on])[1]:
+            raise ValueError(
+                f"{split!r} has {logits.shape[1]} classes, {fit_on!r} has "
+                f"{np.shape(logits_by_split[fit_on])[1]}: judge what the repair was fitted for"
             )
     if not allow_same_split:
         refuse_same_data(logits_by_split, labels_by_split, fit_on=fit_on, judge_on=judge_on)

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 import lpft_nb.calibration as calibration
 from lpft_nb.calibration import (
+    BLOCK_ENTRIES,
     adaptive_calibration_error,
     brier,
     calibration_metrics,
@@ -478,3 +479,14 @@ def test_series_and_frames_are_taken_by_position(index):
     assert expected_calibration_error(frame, series) == right
     with pytest.raises(ValueError, match="labels must be numbers, got"):
         expected_calibration_error(logits, series.map({0: "a", 1: "b", 2: "c"}))
+
+
+@pytest.mark.parametrize("scale", [1, 100])
+@pytest.mark.parametrize("extra", [1, 7])
+def test_probabilities_are_refused_however_the_blocks_fall(scale, extra):
+    rows = BLOCK_ENTRIES // 2 + extra
+    probabilities = torch.rand(rows, 1, generator=torch.Generator().manual_seed(0))
+    table = scale * torch.cat([probabilities, 1 - probabilities], dim=1)
+    table[0] = scale * torch.tensor([0.994, 0.0])
+    with pytest.raises(ValueError, match="look like probabilities"):
+        expected_calibration_error(table, torch.zeros(rows, dtype=torch.long))

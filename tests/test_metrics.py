@@ -281,3 +281,63 @@ def test_extra_metrics_are_checked():
         classification_metrics(GOOD, LABELS, extra=("mathews",))
     with pytest.raises(ValueError, match="use macro_f1"):
         classification_metrics(GOOD, LABELS, extra=("f1",))
+
+
+PROBABILITIES = torch.tensor(
+    [[0.7, 0.2, 0.1], [0.25, 0.5, 0.25], [0.05, 0.05, 0.9]], dtype=torch.float64
+)
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        lambda p: p,
+        lambda p: p.float(),
+        lambda p: p - 1e-9,
+        lambda p: (100 * p).round(),
+        lambda p: (100 * p)[:1].round(),
+        lambda p: (100 * p)[:2].round(),
+        lambda p: 100 * p,
+        lambda p: 1000 * p,
+        lambda p: 255 * p,
+        lambda p: (10 * p).round() / 10,
+        lambda p: torch.tensor([[4.0, 1.0, 0.0], [0.0, 5.0, 0.0], [2.0, 2.0, 1.0]]),
+        lambda p: torch.full((5, 20), 0.05).round(decimals=1) + torch.eye(5, 20).mul(0.8),
+    ],
+)
+def test_probabilities_are_known_in_every_disguise(disguise):
+    logits = disguise(PROBABILITIES)
+    with pytest.raises(ValueError, match="look like probabilities"):
+        check_logits(logits, torch.zeros(len(logits), dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        10 * torch.eye(3),
+        torch.full((4, 3), 2.0),
+        torch.tensor([[49.3, 51.2]]),
+        torch.tensor([[0.9, 1.2], [3.0, 0.1], [2.0, 2.0]]),
+        PROBABILITIES.log(),
+    ],
+)
+def test_logits_are_no_probabilities(logits):
+    check_logits(logits, torch.zeros(len(logits), dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        torch.randn(3, 2, dtype=torch.complex64),
+        torch.ones(3, 2) > 0,
+        np.ma.masked_array(np.ones((3, 2)), mask=np.eye(3, 2)),
+    ],
+)
+def test_what_is_no_real_number_is_refused(logits):
+    with pytest.raises(ValueError, match=r"must be real numbers|masked"):
+        check_logits(logits, [0, 1, 0])
+
+
+def test_unsigned_labels_are_integers_too():
+    labels = torch.tensor([0, 1, 1], dtype=torch.uint64)
+    assert check_logits(torch.randn(3, 2), labels)[1].tolist() == [0, 1, 1]

@@ -370,8 +370,16 @@ def test_scaled_head_needs_a_positive_temperature(tiny_model, temperature):
         lambda z, y: (z[::3], y[::3]),
         lambda z, y: (z[:40].float().flip(0), y[:40].flip(0).int()),
         lambda z, y: (z.numpy() + 1e-9, y.numpy()),
-        lambda z, y: (torch.cat([z, z.flip(1)]), torch.cat([y, y])),
-        lambda z, y: (torch.cat([z[:30], z.flip(1)[:30]]), torch.cat([y[:30], y[:30]])),
+        lambda z, y: (z.log_softmax(1), y),
+        lambda z, y: (z + 3, y),
+        lambda z, y: (z / 1.7, y),
+        lambda z, y: (z.flip(0) / 1.7, y.flip(0)),
+        lambda z, y: (z.bfloat16().double(), y),
+        lambda z, y: (z.round(decimals=2), y),
+        lambda z, y: (z + 1e-4 * torch.randn_like(z), y),
+        lambda z, y: (z[:, [2, 0, 1]], (y + 1) % 3),
+        lambda z, y: (z.repeat(3, 1), y.repeat(3)),
+        lambda z, y: (torch.cat([z, z.square()]), torch.cat([y, y])),
     ],
 )
 def test_the_fitting_split_is_known_in_every_disguise(splits, disguise):
@@ -389,3 +397,20 @@ def test_a_few_common_examples_and_a_collapsed_model_are_let_through(splits):
     flat = torch.tensor([0.3, 0.1, -0.4], dtype=torch.float64).expand(90, 3)
     logits |= {"validation": flat, "test": flat}
     assert "test" in repair(logits, labels).logits
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda z, y: (z.masked_fill(torch.arange(90)[:, None] == 3, math.nan), y), "NaN"),
+        (lambda z, y: (z.softmax(1), y), "look like probabilities"),
+        (lambda z, y: (torch.cat([z, z[:, :1]], 1), y), "'test' has 4 classes, 'validation' has 3"),
+        (lambda z, y: (z, y + 7), r"must lie in 0\.\.2"),
+        (lambda z, y: (z, y[:-1]), "must have shape"),
+    ],
+)
+def test_the_judged_split_is_checked_too(splits, spoil, message):
+    logits, labels = splits
+    logits["test"], labels["test"] = spoil(logits["test"], labels["test"])
+    with pytest.raises(ValueError, match=message):
+        repair(logits, labels)
