@@ -29,6 +29,7 @@ from .store.names import one_of
 from lpft_nb.training.checkpoints import (
     DamagedStage,
     check_begun,
+    forget_checkpoints,
     is_finished,
     note_begun,
     read_stage,
@@ -45,7 +46,7 @@ from lpft_nb.training.measuring import (
     weights_hash,
 )
 from .training.round_trip import check_round_trip, run_summary
-from .training.stage import FineTune, LoRA, Stage, StageData
+from .training.stage import FineTune, LoRA, Stage, StageData, check_options
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -152,7 +153,7 @@ def _run_one(
     facts |= dict(
         name=name,
         kind=type(stage).__name__,
-        settings=dataclasses.asdict(stage),
+        settings={key: _in_words(value) for key, value in dataclasses.asdict(stage).items()},
         note=table.attrs.get("note", ""),
         trainable=json.loads(table.reset_index().to_json(orient="records")),
         no_temperature=no_temperature,
@@ -180,6 +181,8 @@ def _finished_or_run(
     except DamagedStage as error:
         logger.warning("%s is made again: %s", name, error)
         saved = None
+        if processes.rank == 0:
+            forget_checkpoints(data.folder)
     processes.wait()  # nobody writes before everybody has looked
     if saved is not None:
         stage.prepare(model, data.seed)
@@ -242,6 +245,11 @@ def _run_key(model: "Classifier", task: "Task", data: StageData, max_length: int
     return content_hash(dict(model.head.state_dict()), start)
 
 # %% ../nbs/10b_stages.ipynb #4369979d
+def _in_words(value: Any) -> Any:
+    "A setting as JSON has it: infinity is a word."
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _run_in_order(
     stages: Sequence[Stage],
     model: "Classifier",
@@ -255,7 +263,7 @@ def _run_in_order(
     "Take or run each stage in turn: its name and how it ended."
     endings, key, reference = [], start_key, data.features
     for at, (stage, name) in enumerate(zip(stages, unique_names(stages), strict=True), start=1):
-        settings = dataclasses.asdict(stage)
+        settings = {name: _in_words(value) for name, value in dataclasses.asdict(stage).items()}
         key = content_hash(dict(before=key, kind=type(stage).__name__, settings=settings))
         place = folder / f"{at}-{name}"
         place.mkdir(parents=True, exist_ok=True)
@@ -344,9 +352,10 @@ def run_stages(
 ) -> StageResult:
     "Run a list of stages, measuring before the first and after each one."
     _check_stages(stages)
+    check_options(seed=seed, max_length=max_length, minutes=minutes_between_checkpoints)
     device, precision = resolve(device, dtype)
     processes, begin = World.current(device), time.monotonic()
-    max_length = max_length or model.config.max_tokens
+    max_length = model.config.max_tokens if max_length is None else max_length
     if output is not None and processes.rank == 0:
         _try_first(model, task, stages, seed=seed, folder=Path(output))
     data = _start_run(

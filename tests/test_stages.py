@@ -16,7 +16,7 @@ from process_fixtures import worlds_of
 import lpft_nb.stages as stages
 from lpft_nb.calibration import calibration_metrics
 from lpft_nb.classifier import Classifier, features_of, logits_of
-from lpft_nb.linear_probe import fit_probe
+from lpft_nb.linear_probe import ConvergenceError, fit_probe
 from lpft_nb.stages import FineTune, LinearProbe, LoRA, ScaleHead, method_stages, run_stages
 from lpft_nb.tasks import load_task
 from lpft_nb.temperature import fit_temperature
@@ -486,3 +486,84 @@ def test_killed_inside_a_stage_ends_like_an_uninterrupted_run(tmp_path, python):
 def test_what_is_no_stage_is_refused_before_anything_is_encoded(given, said, task):
     with pytest.raises(TypeError, match=said):
         run_stages(small(), task, given)
+
+
+# --- settings that mean nothing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (LoRA, {"alpha": 0}, "alpha=0"),
+        (LoRA, {"alpha": -8}, "alpha=-8"),
+        (LoRA, {"r": 2.5}, "r=2.5"),
+        (LoRA, {"r": True}, "r=True"),
+        (LoRA, {"targets": "query"}, "targets='query'"),
+        (LoRA, {"targets": ()}, "targets=()"),
+        (FineTune, {"trainable": "head.*"}, "trainable='head.*'"),
+        (FineTune, {"trainable": ()}, "trainable=()"),
+        (FineTune, {"batch_size": 2.5}, "batch_size=2.5"),
+        (FineTune, {"batch_size": 8.0}, "batch_size=8.0"),
+        (FineTune, {"length_grouping": "no"}, "length_grouping='no'"),
+        (LinearProbe, {"penalty": -1}, "penalty=-1"),
+        (LinearProbe, {"penalty": float("nan")}, "penalty=nan"),
+        (LinearProbe, {"folds": 1}, "folds"),
+        (LinearProbe, {"epochs": -3, "learning_rate": 0.1}, "epochs=-3"),
+        (LinearProbe, {"epochs": 3, "learning_rate": -0.1}, "learning_rate=-0.1"),
+        (LinearProbe, {"epochs": 3, "learning_rate": 0.1, "batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_when_said(kind, settings, message):
+    with pytest.raises(ValueError) as found:
+        kind(**settings)
+    assert message in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": True},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"max_length": 0},
+        {"max_length": False},
+        {"minutes_between_checkpoints": float("nan")},
+        {"minutes_between_checkpoints": -1},
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, task):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        run_stages(small(), task, [LinearProbe()], device="cpu", **options)
+
+
+def test_a_probe_without_a_penalty_runs_as_far_as_there_is_a_best_head(task):
+    with pytest.raises(ConvergenceError, match="linearly separable"):
+        run_stages(small(), task, [LinearProbe(penalty=float("inf"))], device="cpu")
+    stage = LinearProbe(penalty=float("inf"), epochs=2, learning_rate=0.1)
+    result = run_stages(small(), task, [stage], device="cpu")
+    assert result.stages[0]["settings"]["penalty"] == "inf"
+
+
+def test_weights_in_half_precision_are_probed_and_not_trained(task):
+    model = small().to(torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype=torch.float32"):
+        run_stages(model, task, [FineTune(**QUICK)], device="cpu")
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "emptied"])
+def test_a_damaged_key_is_named_and_the_stage_made_again(how, task, tmp_path, caplog):
+    where = {"output": tmp_path / "out", "device": "cpu"}
+    first = run_stages(small(), task, [FineTune(**QUICK)], **where)
+    path = tmp_path / "out" / "1-FT" / "key.json"
+    data = path.read_bytes()
+    changed = {"flipped": data.replace(b"key", b"kez", 1), "cut": data[:30], "emptied": b""}
+    path.write_bytes(changed[how])
+    stray = path.parent / "checkpoint-1"
+    stray.mkdir()
+    again = run_stages(small(), task, [FineTune(**QUICK)], **where)
+    assert "key.json" in caplog.text and "made again" in caplog.text and not stray.exists()
+    rows = [
+        frame.metrics.query("metric != 'seconds' and metric != 'peak_memory_bytes'")
+        for frame in (first, again)
+    ]
+    assert rows[0].equals(rows[1]) and path.read_bytes() == data

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['logger', 'MARKER', 'BEST', 'OTHER_VERSION', 'STAGE', 'WEIGHTS', 'LOGITS', 'BEGUN', 'trained_weights',
-           'restore_weights', 'BestWeights', 'last_checkpoint', 'save_stage', 'check_begun', 'note_begun',
-           'is_finished', 'DamagedStage', 'SavedStage', 'read_stage', 'restore_stage']
+           'restore_weights', 'BestWeights', 'last_checkpoint', 'forget_checkpoints', 'save_stage', 'DamagedStage',
+           'check_begun', 'note_begun', 'is_finished', 'SavedStage', 'read_stage', 'restore_stage']
 
 # %% ../../nbs/09d_checkpoints.ipynb #c110beae
 import hashlib
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,6 +155,14 @@ def last_checkpoint(
     return None
 
 
+def forget_checkpoints(
+    folder: Path,  # of a stage that is made again
+) -> None:
+    "Remove the checkpoints of a stage: of which training they are is not known any more."
+    for place in folder.glob("checkpoint-*"):
+        shutil.rmtree(place)
+
+
 def _fault_of(checkpoint: Path) -> str | None:
     "What is wrong with a checkpoint; None for nothing."
     try:
@@ -192,7 +201,22 @@ def save_stage(
     write_atomically(folder / STAGE, sealed(json.dumps(written).encode()))
 
 # %% ../../nbs/09d_checkpoints.ipynb #c256688a
-BEGUN = "key.txt"  # of the stage that is being made in a folder
+BEGUN = "key.json"  # of the stage that is being made in a folder
+
+
+class DamagedStage(ValueError):
+    "A file of a stage is cut, changed, gone or of other versions; the stage can be made again."
+
+
+def _read_sealed(path: Path) -> dict[str, Any]:
+    "A JSON object with its checksum checked; DamagedStage where it is not as it was written."
+    try:
+        text, has_checksum = unsealed(path.read_bytes())
+        if not has_checksum:
+            raise ValueError("it has no checksum: damaged, or of another version")
+        return json.loads(text)
+    except (OSError, ValueError) as error:
+        raise DamagedStage(f"{path.parent.name}/{path.name}: {error}") from error
 
 
 def _of_another_run(folder: Path) -> ValueError:
@@ -209,7 +233,9 @@ def check_begun(
 ) -> None:
     "Refuse a folder in which another stage was begun: its checkpoints are of another training."
     begun = folder / BEGUN
-    if begun.exists() and begun.read_bytes() != key.encode():
+    if not begun.exists():
+        return
+    if _read_sealed(begun)["key"] != key:
         raise _of_another_run(folder)
 
 
@@ -218,7 +244,7 @@ def note_begun(
     key: str,  # a hash of everything that leads to the stage
 ) -> None:
     "Say for what the checkpoints in this folder will be."
-    write_atomically(folder / BEGUN, key.encode())
+    write_atomically(folder / BEGUN, sealed(json.dumps({"key": key}).encode()))
 
 # %% ../../nbs/09d_checkpoints.ipynb #f3e87c9a
 def is_finished(
@@ -226,10 +252,6 @@ def is_finished(
 ) -> bool:
     "Whether `save_stage` came to its end here."
     return (folder / STAGE).exists()
-
-
-class DamagedStage(ValueError):
-    "A file of a finished stage is cut, changed, gone or of other versions; the stage can be made again."
 
 
 @dataclass(frozen=True)
@@ -246,13 +268,7 @@ def read_stage(
     key: str,  # a hash of everything that led to the stage
 ) -> SavedStage:
     "What `save_stage` left; ValueError for another configuration, DamagedStage for a damaged file or other versions."
-    try:
-        text, has_checksum = unsealed((folder / STAGE).read_bytes())
-        if not has_checksum:
-            raise ValueError("it has no checksum: damaged, or of another version")
-    except (OSError, ValueError) as error:
-        raise DamagedStage(f"{folder.name}/{STAGE}: {error}") from error
-    content = json.loads(text)
+    content = _read_sealed(folder / STAGE)
     if content.pop("key") != key:
         raise _of_another_run(folder)
     if content.pop("versions", None) != versions():

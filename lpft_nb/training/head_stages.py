@@ -35,6 +35,15 @@ class LinearProbe:
     name: ClassVar[str] = "LP"
 
     def __post_init__(self):
+        given = {name: getattr(self, name) for name in ("epochs", "batch_size", "folds")}
+        rates = {"learning_rate": self.learning_rate, "penalty": self.penalty}
+        check_settings(
+            "LinearProbe",
+            above_zero={key: one for key, one in rates.items() if one not in (None, math.inf)},
+            whole={key: one for key, one in given.items() if one is not None},
+        )
+        if self.folds == 1 or self.learning_rate == math.inf:
+            raise ValueError(f"{self}: expected at least two folds and a finite learning rate")
         if (self.epochs is None) != (self.learning_rate is None):
             raise ValueError(
                 f"LinearProbe(epochs={self.epochs}, learning_rate={self.learning_rate}): "

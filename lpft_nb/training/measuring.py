@@ -19,7 +19,11 @@ from ..features import feature_statistics
 from ..metrics import classification_metrics
 from ..models.checkpoints import quiet_transformers
 from ..models.encoding import check_length
-from ..models.fingerprints import function_fingerprint, tokenizer_fingerprint
+from lpft_nb.models.fingerprints import (
+    function_fingerprint,
+    hooks_of,
+    tokenizer_fingerprint,
+)
 from ..store.cache import cached, content_hash
 from .batches import EncodedDataset
 from .calibration_rows import calibration_rows, metric_rows
@@ -119,6 +123,8 @@ def frozen_features(
     def one(data: EncodedDataset) -> torch.Tensor:
         key = common | {"inputs": content_hash(data.inputs)}
         compute = lambda: dict(features=split_features(model, dict(only=data), device)["only"])
+        if hooks_of(model.backbone):  # what they do is in no key
+            return compute()["features"]
         return cached("features", key, compute)["features"]
 
     return {split: one(data) for split, data in encoded.items()}

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from lpft_nb.models.fingerprints import (
+    hooks_of,
     TOKENIZER_PATTERNS,
     file_hashes,
     function_fingerprint,
@@ -337,3 +338,56 @@ def test_an_embedded_model_is_named_by_its_revision_unless_its_files_are_others(
     edited(copied / "tokenizer.json", normalizer=None)
     changed = locate(embedded_model)[1]
     assert set(changed) - set(source) == {"tokenizer_sha256"} and changed.items() > source.items()
+
+
+def _scaled(model):
+    next(one for one in model.backbone.modules() if hasattr(one, "scaling")).scaling = 7.0
+
+
+def _other_buffer(model):
+    buffers = [one for name, one in model.backbone.named_buffers() if "inv_freq" in name]
+    buffers[0].mul_(0.5)
+
+
+def _hooked(model):
+    next(model.backbone.children()).register_forward_hook(lambda *_: None)
+
+
+def _own_forward(model):
+    module = next(model.backbone.children())
+    module.forward = module.forward
+
+
+def _without_adapters(model):
+    for module in model.backbone.modules():
+        if hasattr(module, "lora_A"):
+            module.enable_adapters(False)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("llama", _scaled),
+        ("llama", _other_buffer),
+        ("llama", _hooked),
+        ("llama", _own_forward),
+        ("bert", _without_adapters),
+    ],
+)
+def test_what_modules_hold_beside_weights_is_in_the_fingerprint(name, change):
+    make = lambda: adapted(2.0) if change is _without_adapters else build_tiny_model(name)
+    model = make()
+    before = function_fingerprint(model)
+    assert function_fingerprint(make()) == before
+    change(model)
+    assert function_fingerprint(model) != before
+    assert bool(hooks_of(model.backbone)) == (change in (_hooked, _own_forward))
+
+
+def test_reading_a_text_and_training_mode_change_no_fingerprint():
+    for name in ("bert", "llama", "gpt2", "t5"):
+        model = build_tiny_model(name)
+        before = function_fingerprint(model)
+        model.predict(["a text", "another longer text"])
+        model.train()
+        assert function_fingerprint(model) == before

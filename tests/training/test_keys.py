@@ -315,3 +315,17 @@ def test_a_training_goes_on_from_checkpoints_of_its_own_only(task, tmp_path, mon
         assert last_checkpoint(place) is None
     assert last_checkpoint(place) is not None
     run_stages(start(), task, [FineTune(**QUICK)], **where)
+
+
+def test_features_of_a_hooked_backbone_are_computed_each_time_anew(keys):
+    model, scale = small(), [1.0]
+    model.backbone.register_forward_pre_hook(lambda *_: None)
+    model.backbone.encoder.register_forward_hook(
+        lambda module, given, output: (
+            setattr(output, "last_hidden_state", scale[0] * output.last_hidden_state),
+            output,
+        )[1]
+    )
+    first = features(model)
+    scale[0] = 2.0
+    assert features(model) != first
