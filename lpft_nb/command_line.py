@@ -366,6 +366,9 @@ def main(
 ) -> int:
     "Run one command; returns the exit code."
     options = make_parser().parse_args(arguments)
+    for name in ("output", "like", "directory", "target", "file", "profile"):
+        given = getattr(options, name, None)
+        setattr(options, name, given if given is None else os.path.expanduser(given))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         code = options.action(options)

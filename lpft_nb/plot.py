@@ -295,7 +295,7 @@ def kernel_map(
         _mark_classes(axes, given, label_names, square=square)
     image = axes.imshow(table / unit, cmap="magma", vmin=min(0.0, float(table.min() / unit)))
     said = "mean diagonal" if square else "largest entry"
-    axes.get_figure().colorbar(image, ax=axes, label=f"kernel / {said}")
+    plt.colorbar(image, ax=axes, label=f"kernel / {said}")
     axes.grid(False)
     return axes
 
@@ -314,7 +314,7 @@ def _mark_classes(
             axes.axvline(border, color="white", linewidth=0.8)
     kinds = list(dict.fromkeys(labels.tolist()))
     middles = [np.flatnonzero(labels == kind).mean() for kind in kinds]
-    words = [str(kind) if names is None else names[kind] for kind in kinds]
+    words = list(map(str, kinds)) if names is None else [str(names[kind]) for kind in kinds]
     axes.set_yticks(middles, words)
     if square:
         axes.set_xticks(middles, words, rotation=20)

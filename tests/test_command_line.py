@@ -16,7 +16,7 @@ import yaml
 
 from conftest import ROOT
 from lpft_nb import __version__
-from lpft_nb.command_line import main, parameters_of_file
+from lpft_nb.command_line import main, request_of_file
 from lpft_nb.experiments import find_experiment, list_experiments, requested_runs
 from lpft_nb.records import make_record, read_record, write_record
 from lpft_nb.store.cache import cached
@@ -162,7 +162,9 @@ def test_a_sweep_file_holds_a_right_request(path):
         (name for name in ("head_scale", "tangent_kernel", "feature_choice") if name in path.stem),
         "lp_ft",
     )
-    parameters = find_experiment(name).check(parameters_of_file(str(path)))
+    named, request = request_of_file(str(path), None)
+    assert named == name
+    parameters = find_experiment(name).check(request)
     each = {"lp_ft": 5 * 5, "head_scale": 2 * 5 * 8, "tangent_kernel": 4, "feature_choice": 5}
     assert len(requested_runs(parameters)) == each[name]
 

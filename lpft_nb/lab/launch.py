@@ -22,7 +22,8 @@ import pandas as pd
 from .notebooks import find_experiment
 from .parameters import Parameter, ParameterError, Parameters
 from .runs import requested_runs, run_axes
-from ..store.cache import write_atomically
+from ..store.cache import cache_limit, write_atomically
+from ..store.machine import threads
 
 
 class RunFailed(RuntimeError):
@@ -33,8 +34,6 @@ def kernel_environment(
     report: Path,  # where the notebook tells what it used
 ) -> dict[str, str]:  # environment variables of the kernel
     "Figures in the notebook, a fixed number of threads, no warning about a missing progress widget."
-    from lpft_nb.store.machine import threads
-
     warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]
     return {
         "LPFT_REPORT": str(report),
@@ -98,6 +97,7 @@ def launch(
     "Check, execute with papermill, compare; raises ParameterError before anything runs, RunFailed afterwards."
     experiment = find_experiment(name)
     wanted = experiment.check(requested)
+    cache_limit(), threads()  # a wrong setting is told before anything starts
     executed = Path(wanted["output"]) / name / f"{launch_name(wanted)}.ipynb"
     try:
         executed.parent.mkdir(parents=True, exist_ok=True)

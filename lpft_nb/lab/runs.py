@@ -76,7 +76,10 @@ def settings_of(
         for name in type(parameters).model_fields
         if _looks_at(parameters.scopes(name), method, parameters[name])
     }
-    device, precision = resolve(used.get("device", "auto"), used.get("dtype", "auto"))
+    try:
+        device, precision = resolve(used.get("device", "auto"), used.get("dtype", "auto"))
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
     here = {"device": device, "dtype": str(precision).removeprefix("torch.")}
     return used | {name: value for name, value in here.items() if name in used}
 
@@ -162,7 +165,7 @@ def load_model(
 ) -> "Classifier":
     "The classifier that a run starts from; raises ParameterError for a model that cannot be had, or is not the planned one."
     from lpft_nb.classifier import Classifier
-    from lpft_nb.models.checkpoints import ClassifierError, refuse_changed
+    from lpft_nb.models.checkpoints import refuse_changed
 
     options = _declared(parameters, "pooling", "max_length")
     try:
@@ -170,7 +173,7 @@ def load_model(
         model = Classifier.from_pretrained(parameters["model"], **classes, seed=seed, **options)
         refuse_changed(model.config.source, planned or {})
         return model
-    except ClassifierError as error:
+    except ValueError as error:
         raise ParameterError(f"model={parameters['model']!r}: {error}") from error
 
 # %% ../../nbs/11d_runs.ipynb #73f00ed5
@@ -184,7 +187,6 @@ def describe_task(task: "Task") -> dict[str, Any]:
 def describe_model_of(parameters: Any, task: "Task") -> dict[str, Any]:
     "What a record says about the model, without loading it; raises ParameterError where it cannot be had."
     from lpft_nb.classifier import describe_model
-    from lpft_nb.models.checkpoints import ClassifierError
 
     options = _declared(parameters, "pooling", "max_length")
     names = list(task.label_names)
@@ -192,7 +194,7 @@ def describe_model_of(parameters: Any, task: "Task") -> dict[str, Any]:
         return describe_model(
             parameters["model"], num_labels=task.num_labels, label_names=names, **options
         )
-    except ClassifierError as error:
+    except ValueError as error:
         raise ParameterError(f"model={parameters['model']!r}: {error}") from error
 
 # %% ../../nbs/11d_runs.ipynb #5cf30b41

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ from ..store.surroundings import environment
 @contextlib.contextmanager
 def only_sweep(
     output: str | Path,  # where the records go
-) -> Iterator[int]:  # the lock, to be handed on
+) -> Generator[int]:  # the lock, to be handed on
     "Hold the folder of records for one sweep; raises ParameterError that names who holds it."
     folder = sweep_folder(output)
     try:
@@ -245,9 +245,10 @@ class Watch:
 
 def _counts(output: Path, names: list[str]) -> tuple[int, int]:
     "How many runs have a note on their success, and on their failure."
-    return tuple(
+    made, failed = (
         sum(note_path(output, kind, name).exists() for name in names) for kind in ("made", "failed")
     )
+    return made, failed
 
 # %% ../../nbs/14e_sweep_in_code.ipynb #14e00014
 def make_jobs(

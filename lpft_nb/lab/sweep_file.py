@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .named_types import Count, Positive, Seed, Size, Some
+from .named_types import Count, Positive, Size
 from .notebooks import Experiment, find_experiment, list_experiments
 from .parameters import ParameterError, Parameters, parameters_of_file, parameters_schema
 from .runs import run_axes
@@ -41,20 +41,22 @@ class Tuning(_Strict):
     "Values that are tried with seeds of their own; the best by validation goes into the evaluation."
 
     values: dict[str, list[Any]] = Field(description="parameters and the values that are tried")
-    seeds: Some[Seed] = Field(description="seeds of the tries; none that an evaluation uses")
-    metric: str = Field("accuracy", description="validation metric of the last stage")
-    largest: bool = Field(True, description="whether large values are good")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        min_length=1, description="seeds of the tries; none that an evaluation uses"
+    )
+    metric: str = Field(default="accuracy", description="validation metric of the last stage")
+    largest: bool = Field(default=True, description="whether large values are good")
 
 
 class Resources(_Strict):
     "What one run takes."
 
     cpu: Count | None = Field(
-        None, description="cores; none: the cores divided among parallel runs"
+        default=None, description="cores; none: the cores divided among parallel runs"
     )
-    gpu: int = Field(0, ge=0, le=1, description="1: a card of its own")
-    memory: Size = Field("4GiB", description="main memory")
-    minutes: Positive = Field(60.0, description="time after which a cluster may stop it")
+    gpu: int = Field(default=0, ge=0, le=1, description="1: a card of its own")
+    memory: Size = Field(default="4GiB", description="main memory")
+    minutes: Positive = Field(default=60.0, description="time after which a cluster may stop it")
 
 
 WORDS = ("experiment", "axes", "exclude", "override", "tune", "resources")
@@ -72,7 +74,7 @@ class Sweep:
     exclude: list[dict[str, Any]] = field(default_factory=list)  # cells that are left out
     override: list[Override] = field(default_factory=list)  # other values for some cells
     tune: Tuning | None = None
-    resources: Resources = field(default_factory=Resources)  # of each run
+    resources: Resources = field(default_factory=lambda: Resources())  # of each run
     source: str = ""  # the file
 
     @property

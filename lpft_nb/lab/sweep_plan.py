@@ -258,8 +258,9 @@ def plan_sweep(
         pairs = zip(calls, runs_of(sweep, calls, tries_folder(output), tasks), strict=True)
         tries = [(call, run) for call, run in pairs if any(name in run.settings for name in names)]
         table = choices(sweep, tries)
-        best = dict.fromkeys(table["cell"])
-        best |= {row.cell: json.loads(row.values) for row in table[table["best"]].itertuples()}
+        best = dict.fromkeys(table["cell"].tolist())
+        winners = table[table["best"]]
+        best |= dict(zip(winners["cell"].tolist(), map(json.loads, winners["values"].tolist())))
         every = calls_of(sweep, lambda requested: {})
         calls = calls_of(sweep, lambda requested: best.get(_cell(sweep, requested), {}))
         waiting = len(every) - len(calls)

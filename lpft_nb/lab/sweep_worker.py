@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def cards() -> list[str]:
 def own_card(
     wanted: bool,
     seconds_between_looks: float = 1.0,
-) -> Iterator[None]:
+) -> Generator[None]:
     "Hold one card while a run uses it; on a cluster, or where none is wanted, do nothing."
     if not wanted or os.environ.get("SLURM_JOB_ID"):
         yield
@@ -69,7 +69,7 @@ def set_aside(
     record: Path,  # of the run
     place: Path,  # a folder that keeps what was replaced
     wanted: bool,
-) -> Iterator[None]:
+) -> Generator[None]:
     "Move an older record away while a new one is made; back again if none is."
     moved = []
     if wanted:

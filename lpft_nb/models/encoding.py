@@ -67,8 +67,8 @@ def fill_empty(
     "Let the token that begins or ends a text stand for a text without tokens, and say so."
     empty = [index for index, example in enumerate(encoded) if not example["input_ids"]]
     if empty:
-        token = tokenizer.bos_token or tokenizer.eos_token or tokenizer.pad_token
-        number = tokenizer.convert_tokens_to_ids(token)
+        token = cast(str, tokenizer.bos_token or tokenizer.eos_token or tokenizer.pad_token)
+        number = cast(int, tokenizer.convert_tokens_to_ids(token))
         alone = {"input_ids": [number], "attention_mask": [1], "token_type_ids": [0]}
         for index in empty:
             encoded[index] = {name: alone[name] for name in encoded[index]}

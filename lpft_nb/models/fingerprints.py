@@ -173,7 +173,9 @@ def _states(backbone: "nn.Module") -> list[str]:
         found.append(f"{place} {sorted(own.items(), key=str)!r}")
     for name, buffer in backbone.named_buffers():
         values = buffer.detach().cpu().contiguous().flatten()
-        digest = hashlib.sha256(values.view(torch.uint8).numpy() if values.numel() else b"")
+        digest = hashlib.sha256(
+            values.view(torch.uint8).numpy().tobytes() if values.numel() else b""
+        )
         found.append(f"{name} {tuple(buffer.shape)} {buffer.dtype} {digest.hexdigest()}")
     return found
 
@@ -185,7 +187,9 @@ def hooks_of(
     return [
         place or "the backbone"
         for place, module in backbone.named_modules()
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        if any(
+            vars(module).get(name) for name in ("_forward_hooks", "_forward_pre_hooks", "forward")
+        )
     ]
 
 

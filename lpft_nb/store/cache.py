@@ -227,7 +227,8 @@ def read_tensors(
 # %% ../../nbs/07_cache.ipynb #18de4390
 def cache_directory() -> Path:
     "Folder of the cache: the environment variable LPFT_CACHE, or the user's cache folder. It may not exist yet."
-    return Path(os.environ.get("LPFT_CACHE") or platformdirs.user_cache_dir("lpft-nb")).expanduser()
+    told = os.environ.get("LPFT_CACHE") or platformdirs.user_cache_dir("lpft-nb")
+    return Path(os.path.expanduser(told))
 
 
 def cache_limit() -> int:
@@ -358,8 +359,16 @@ def cached(
     return tensors
 
 # %% ../../nbs/07_cache.ipynb #efee8fb7
+def _check_directory() -> None:
+    "SettingError where the cache's folder is something else."
+    folder = cache_directory()
+    if folder.exists() and not folder.is_dir():
+        raise SettingError(f"LPFT_CACHE={str(folder)!r}: expected a folder, or a name that is free")
+
+
 def cache_info() -> dict:
     "Numbers of entries and bytes, in total and by kind, with the limit (bytes) and the folder."
+    _check_directory()
     kinds: dict[str, dict[str, int]] = {}
     for _, size, path in _entries():
         row = kinds.setdefault(path.parent.name, {"entries": 0, "bytes": 0})
@@ -376,6 +385,7 @@ def cache_info() -> dict:
 
 def clear_cache() -> dict:
     "Remove every entry, and what killed writers left; returns how many entries and bytes went."
+    _check_directory()
     removed = {"entries": 0, "bytes": 0}
     for _, size, path in _entries():
         path.unlink(missing_ok=True)

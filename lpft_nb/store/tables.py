@@ -309,10 +309,16 @@ def gather(
 def results_table(
     frame: pd.DataFrame,  # as `load_results` returns it
 ) -> str:
-    "Mean final accuracy, one line a configuration; the settings that differ within a method are columns."
+    "Mean final accuracy, one line a configuration; the settings that differ within a method are columns. Runs without an accuracy are counted."
     shown = frame[frame["final"] & (frame["metric"] == "accuracy") & (frame["split"] != "train")]
     if not len(shown):
-        return "no finished runs"
+        runs = frame.drop_duplicates("run_id").astype({"task": str, "model": str, "method": str})
+        counts = runs.groupby(["experiment", "task", "model", "method"], observed=True).size()
+        return (
+            counts.rename("runs").reset_index().to_string(index=False)
+            if len(runs)
+            else "no finished runs"
+        )
     same = ["experiment", "task", "model", "method"]
     known = {name: shown[name] for name in ("fingerprint", "pooling")} | _settings(shown, PER_RUN)
     groups = [shown[name].astype(str) for name in same]

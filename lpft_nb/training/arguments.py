@@ -9,7 +9,7 @@ __all__ = ['StageArguments', 'on_card', 'training_arguments']
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,14 @@ class StageArguments(TrainingArguments):
     def device(self) -> torch.device:
         "Where this process computes."
         found = super().device  # sets the state up
-        return found if self.distributed_state is None else self.distributed_state.device
+        state = self.distributed_state
+        return found if state is None or state.device is None else state.device
 
 
 @contextlib.contextmanager
 def on_card(
     device: str,  # as `resolve` gives it, such as cpu or cuda:1
-) -> Iterator[None]:
+) -> Generator[None]:
     "Have accelerate take this card for the one of this process, where a number says which."
     if ":" not in device:
         yield

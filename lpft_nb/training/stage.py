@@ -118,7 +118,7 @@ def positive(
 
 
 def positive_whole(
-    value,  # a setting
+    value: Any,  # a setting
 ) -> bool:
     "Whether a setting is a whole number above zero."
     return isinstance(value, int) and positive(value)
@@ -128,7 +128,7 @@ def check_settings(
     owner: str,  # the stage's class, for the message
     *,
     above_zero: dict | None = None,  # setting -> value that must be a positive number
-    whole: dict | None = None,  # setting -> value that must be a positive whole number
+    whole: dict[str, Any] | None = None,  # setting -> value that must be a positive whole number
     from_zero: dict | None = None,  # setting -> value that must be a number ≥ 0; None: not set
 ) -> None:
     "ValueError for the first setting that cannot train, by name."

@@ -107,7 +107,8 @@ def test_every_parameter_changes_the_name_unless_its_type_says_otherwise(name):
     )
     before, model = names_of(name, base), type(experiment.check({}))
     for parameter in experiment.parameters:
-        if parameter == "device":  # cuda cannot be asked for on a machine without it
+        # cuda cannot be asked for on a machine without it; which pooling it was, the model says
+        if parameter in ("device", "pooling"):
             continue
         after = names_of(name, base | {parameter: OTHER[parameter]})
         assert (after == before) == ("free" in model.scopes(parameter)), parameter
@@ -463,3 +464,13 @@ def test_a_probe_alone_is_no_run_of_head_scale(small_request):
     parameters = experiment.check(small_request | {"methods": ["LP", "FT"]})
     with pytest.raises(ParameterError, match="methods: expected FT, LP-FT"):
         list(plan_of("head_scale")(parameters, load_data(parameters)))
+
+
+def test_a_pooling_that_is_asked_for_and_the_models_own_are_one_run(tmp_path):
+    """None and the name of what None means give one name; another pooling is another model."""
+    names = {}
+    for pooling in (None, "mean", "cls"):
+        asked = {"task": "docstring-kind", "max_train": 9, "methods": "LP", "pooling": pooling}
+        runs, _ = EXPERIMENTS["lp_ft"].plan(EXPERIMENTS["lp_ft"].check(asked))
+        names[pooling] = [run.name for run in runs]
+    assert names[None] == names["mean"] != names["cls"]
