@@ -33,7 +33,7 @@ def _rounding(
             return 10.0**-decimals
     return 0.0
 
-
+# %% ../nbs/04_metrics.ipynb #04a0000b
 class Profile(NamedTuple):
     "What tells probabilities from logits, of some rows."
 
@@ -69,10 +69,10 @@ class Profile(NamedTuple):
         "The profile of both."
         step = min(self.step, other.step) if self.step and other.step else 0.0
         return Profile(
-            min(self.smallest, other.smallest),
-            max(self.largest, other.largest),
-            min(self.low, other.low),
-            max(self.high, other.high),
+            smallest=min(self.smallest, other.smallest),
+            largest=max(self.largest, other.largest),
+            low=min(self.low, other.low),
+            high=max(self.high, other.high),
             step=step,
             several=self.several or other.several,
             rows=self.rows + other.rows,
@@ -87,10 +87,10 @@ def profile_of(
     sums = logits.sum(dim=1)
     smallest = float(logits.min())
     return Profile(
-        smallest,
-        float(logits.max()),
-        float(sums.min()),
-        float(sums.max()),
+        smallest=smallest,
+        largest=float(logits.max()),
+        low=float(sums.min()),
+        high=float(sums.max()),
         step=_rounding(logits) if smallest >= -1e-6 else 0.0,
         several=bool(((logits > 0).sum(dim=1) > 1).any()),
         rows=len(logits),

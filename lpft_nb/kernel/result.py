@@ -124,11 +124,8 @@ class TangentKernel:
     @property
     def pretrain_effective(self) -> torch.Tensor:  # (N, C, M, C)
         "P: the gradients of the head."
-        return torch.einsum(
-            "nm,cd->ncmd",
-            self.gram,
-            torch.eye(self.classes, dtype=self.gram.dtype, device=self.gram.device),
-        )
+        identity = torch.eye(self.classes, dtype=self.gram.dtype, device=self.gram.device)
+        return torch.einsum("nm,cd->ncmd", self.gram, identity)
 
     @cached_property
     def ft_effective(self) -> torch.Tensor:  # (N, C, M, C)
@@ -165,8 +162,8 @@ class TangentKernel:
         batch_b: Any = None,  # on the right; None: batch_a
     ) -> "TangentKernel":
         "Read a kernel back; refuses another model, other examples or another order of them."
-        right = None if batch_b is None else as_batch(model, batch_b)
-        return load_kernel(path, describe(model, as_batch(model, batch_a), right))
+        sides = [None if one is None else as_batch(model, one) for one in (batch_a, batch_b)]
+        return load_kernel(path, describe(model, *sides))
 
 # %% ../../nbs/20d_kernel_result.ipynb #9db97b4c
 def load_kernel(

@@ -123,7 +123,7 @@ def launch(
     check_used(wanted, used["parameters"], used["records"])
     return Launched(executed, [Path(path) for path in used["records"]], used["modules"])
 
-
+# %% ../../nbs/11e_launch.ipynb #11ea0000b
 def run_experiment(
     name: str,  # of the experiment
     requested: dict[str, Any],  # parameters that are not to have their defaults

@@ -132,7 +132,7 @@ class Scheduling:
 
 
 def check_scheduling(
-    scheduling: Scheduling,
+    scheduling: Scheduling,  # as the command line gives it
 ) -> None:
     "Raise ParameterError for a number or a plugin that cannot be."
     if scheduling.jobs < 1:
@@ -179,7 +179,7 @@ def _plan_for_scheduler(
 
 def scheduler_command(
     plan: dict[str, Any],  # as the workflow reads it
-    scheduling: Scheduling,
+    scheduling: Scheduling,  # how many at a time, and by whom
 ) -> list[str]:
     "The call of Snakemake: go on after a failure, look at nothing but what is missing."
     command = [
@@ -222,8 +222,8 @@ class Watch:
 
     def show(
         self,
-        done: int,
-        failed: int,
+        done: int,  # runs
+        failed: int,  # runs
         last: bool = False,  # whether nothing comes any more
     ) -> None:
         "Say how far it is."
@@ -252,11 +252,11 @@ def _counts(output: Path, names: list[str]) -> tuple[int, int]:
 
 # %% ../../nbs/14e_sweep_in_code.ipynb #14e00014
 def make_jobs(
-    sweep: Sweep,
+    sweep: Sweep,  # that they belong to
     todo: list[Job],  # runs to make
     output: Path,  # where the records go
     *,
-    scheduling: Scheduling,
+    scheduling: Scheduling,  # how many at a time, and by whom
     lock: int,  # of the folder
 ) -> int:  # the scheduler's exit code
     "Hand some runs to the scheduler, watch it, and come back when it has ended."
@@ -301,7 +301,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def failures(
-    output: Path,
+    output: Path,  # where the records go
     todo: list[Job],  # runs that were to be made
 ) -> list[dict[str, str]]:  # run, error, last, notebook
     "The runs that were not made, and why."
@@ -327,7 +327,7 @@ def failures(
         )
     return found
 
-
+# %% ../../nbs/14e_sweep_in_code.ipynb #14ea0000b
 @dataclass(frozen=True)
 class Outcome:
     "What came of a sweep."
@@ -340,7 +340,7 @@ class Outcome:
 
 
 def run_sweep(
-    sweep: Sweep,
+    sweep: Sweep,  # as `read_sweep` returns it
     output: str | Path,  # where the records go
     *,
     scheduling: Scheduling | None = None,  # None: one run at a time on this machine

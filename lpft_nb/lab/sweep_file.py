@@ -112,13 +112,13 @@ def _part(
         raise ParameterError(f"{where}: {place}={first['input']!r:.60}: {first['msg']}") from error
 
 
-def _listed(given: Any, where: str, kind: type, example: str) -> Any:
+def _listed(given: Any, where: str, *, kind: type, example: str) -> Any:
     "A value of the file that must be a list or a dictionary."
     if not isinstance(given, kind) or not given:
         raise ParameterError(f"{where}: expected {example}, got {given!r:.60}")
     return given
 
-
+# %% ../../nbs/14a_sweep_file.ipynb #14aa0000b
 def read_sweep(
     path: str | Path,  # of a YAML file
 ) -> Sweep:
@@ -134,14 +134,17 @@ def read_sweep(
         hints = (f"{word}: no such parameter; {did_you_mean(word, known)}" for word in wrong)
         raise ParameterError(f"{path}: " + "; ".join(hints))
     axes = _listed(
-        extra.get("axes", {"": 0}), f"{path}: axes", dict, "lines of `parameter: [values]`"
+        extra.get("axes", {"": 0}),
+        f"{path}: axes",
+        kind=dict,
+        example="lines of `parameter: [values]`",
     )
-    rules = _listed(extra.get("override", [0]), f"{path}: override", list, "a list")
+    rules = _listed(extra.get("override", [0]), f"{path}: override", kind=list, example="a list")
     sweep = Sweep(
         experiment=experiment,
         fixed=said,
         axes=axes if "axes" in extra else {},
-        exclude=_listed(extra.get("exclude", [0]), f"{path}: exclude", list, "a list")
+        exclude=_listed(extra.get("exclude", [0]), f"{path}: exclude", kind=list, example="a list")
         if "exclude" in extra
         else [],
         override=[_part(Override, one, f"{path}: override") for one in rules]
@@ -177,7 +180,9 @@ def _check_conditions(sweep: Sweep, conditions: list[Any], where: str) -> None:
         _check_names(sweep, condition, where)
 
 
-def check_sweep(sweep: Sweep) -> None:
+def check_sweep(
+    sweep: Sweep,  # as it was read
+) -> None:
     "Refuse what the experiment does not know, what stands twice, and values of a wrong type; raises ParameterError."
     tuned = {} if sweep.tune is None else sweep.tune.values
     for where, table in (("axes", sweep.axes), ("tune", tuned)):
@@ -245,7 +250,7 @@ def _grid(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 # %% ../../nbs/14a_sweep_file.ipynb #14a00016
 def calls_of(
-    sweep: Sweep,
+    sweep: Sweep,  # as `read_sweep` returns it
     chosen: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,  # None: the tries
 ) -> list[Call]:  # in the order of the file
     """All calls of a sweep, or with `chosen` those of the evaluation.
@@ -282,7 +287,7 @@ def calls_of(
 
 # %% ../../nbs/14a_sweep_file.ipynb #14a00018
 def sweep_schema(
-    experiment: Experiment,
+    experiment: Experiment,  # whose parameters the file may name
 ) -> dict[str, Any]:  # a JSON schema
     "What a sweep file of this experiment may hold."
     parameters = parameters_schema(experiment.parameters)

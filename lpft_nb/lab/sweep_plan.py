@@ -59,7 +59,7 @@ def tries_folder(
 
 
 def note_path(
-    output: str | Path,
+    output: str | Path,  # where the records go
     kind: str,  # "made" or "failed"
     name: str,  # of a run
 ) -> Path:
@@ -73,7 +73,7 @@ def computing_versions() -> dict[str, str]:  # package -> version
 
 # %% ../../nbs/14c_sweep_plan.ipynb #14c00008
 def read_note(
-    path: Path,
+    path: Path,  # there or not
 ) -> dict[str, Any]:  # empty where there is none, or none that can be read
     "What a note says."
     try:
@@ -84,9 +84,9 @@ def read_note(
 
 
 def reason_to_make(
-    run: Run,
+    run: Run,  # named and placed
     notebook: Path,  # of the experiment
-    output: str | Path,
+    output: str | Path,  # where the records go
     *,
     missing_only: bool = False,  # whether a finished record counts whatever has changed since
 ) -> str:  # empty: nothing to do
@@ -124,6 +124,7 @@ def _task_of(parameters: Parameters, tasks: dict[str, Any]) -> "Task | None":
 def _runs_by_axes(
     sweep: Sweep,
     requested: dict[str, Any],  # with lists of methods, seeds and what else a run has one value of
+    *,
     output: str | Path,
     tasks: dict[str, Any],  # loaded so far; grows
 ) -> dict[str, Run]:  # by the key of its values
@@ -143,10 +144,11 @@ def _runs_by_axes(
         )
     return found
 
-
+# %% ../../nbs/14c_sweep_plan.ipynb #14ca0000b
 def runs_of(
-    sweep: Sweep,
-    calls: list[Call],
+    sweep: Sweep,  # as `read_sweep` returns it
+    calls: list[Call],  # as `calls_of` returns them
+    *,
     output: str | Path,  # where the records go
     tasks: dict[str, Any] | None = None,  # loaded so far; grows
 ) -> list[Run]:  # one for each call
@@ -161,7 +163,7 @@ def runs_of(
         wide = dict(group[0].requested)
         for name in group[0].axes:
             wide[name] = list(dict.fromkeys(call.requested[name][0] for call in group))
-        runs = _runs_by_axes(sweep, wide, output, tasks)
+        runs = _runs_by_axes(sweep, wide, output=output, tasks=tasks)
         for call in group:
             key = _key({name: call.requested[name][0] for name in call.axes})
             if key not in runs:
@@ -191,8 +193,8 @@ def _validation(record: dict[str, Any], metric: str) -> float:
 
 
 def choices(
-    sweep: Sweep,
-    tries: list[tuple[Call, Run]],
+    sweep: Sweep,  # with something to tune
+    tries: list[tuple[Call, Run]],  # calls and their runs, finished or not
 ) -> pd.DataFrame:  # cell, values, mean, n, complete, best: one row for each cell and tuned value
     "What the tries say; a cell is complete when all of its tries are finished."
     assert sweep.tune is not None
@@ -241,7 +243,7 @@ class SweepPlan:
 
 
 def plan_sweep(
-    sweep: Sweep,
+    sweep: Sweep,  # as `read_sweep` returns it
     output: str | Path,  # where the records go
     *,
     missing_only: bool = False,  # whether a finished record counts whatever has changed since
@@ -255,7 +257,9 @@ def plan_sweep(
     calls = calls_of(sweep)
     if sweep.tune is not None:
         names = sweep.tune.values
-        pairs = zip(calls, runs_of(sweep, calls, tries_folder(output), tasks), strict=True)
+        pairs = zip(
+            calls, runs_of(sweep, calls, output=tries_folder(output), tasks=tasks), strict=True
+        )
         tries = [(call, run) for call, run in pairs if any(name in run.settings for name in names)]
         table = choices(sweep, tries)
         best = dict.fromkeys(table["cell"].tolist())
@@ -265,7 +269,7 @@ def plan_sweep(
         calls = calls_of(sweep, lambda requested: best.get(_cell(sweep, requested), {}))
         waiting = len(every) - len(calls)
         _refuse_tuning_seeds(sweep, every)
-    pairs = [*tries, *zip(calls, runs_of(sweep, calls, output, tasks), strict=True)]
+    pairs = [*tries, *zip(calls, runs_of(sweep, calls, output=output, tasks=tasks), strict=True)]
     jobs = {}
     for call, run in pairs:
         reason = reason_to_make(run, sweep.experiment.path, output, missing_only=missing_only)
@@ -307,7 +311,7 @@ def past_seconds(
 
 
 def estimated_seconds(
-    jobs: list[Job],
+    jobs: list[Job],  # to be made
     past: dict[tuple[str, ...], float],  # as `past_seconds` returns it
 ) -> float | None:  # of one run after another; None where no record says anything
     "How long some runs will take, by past ones."
@@ -321,9 +325,9 @@ def estimated_seconds(
         total += seconds
     return total
 
-
+# %% ../../nbs/14c_sweep_plan.ipynb #14cb0000b
 def job_table(
-    plan: SweepPlan,
+    plan: SweepPlan,  # as `plan_sweep` returns it
 ) -> pd.DataFrame:  # one row a run
     "The plan as a table: what differs between runs, steps, state."
     rows = []

@@ -37,8 +37,8 @@ def cards() -> list[str]:
 
 @contextlib.contextmanager
 def own_card(
-    wanted: bool,
-    seconds_between_looks: float = 1.0,
+    wanted: bool,  # whether the run computes on a card
+    seconds_between_looks: float = 1.0,  # while all cards are held
 ) -> Generator[None]:
     "Hold one card while a run uses it; on a cluster, or where none is wanted, do nothing."
     if not wanted or os.environ.get("SLURM_JOB_ID"):
@@ -68,7 +68,7 @@ def _files_of(record: Path) -> list[Path]:
 def set_aside(
     record: Path,  # of the run
     place: Path,  # a folder that keeps what was replaced
-    wanted: bool,
+    wanted: bool,  # whether there is one to move
 ) -> Generator[None]:
     "Move an older record away while a new one is made; back again if none is."
     moved = []

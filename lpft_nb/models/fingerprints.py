@@ -145,7 +145,7 @@ def _own_code(
     methods = [one for kind in own for one in vars(kind).values() if isinstance(one, FunctionType)]
     return sorted(map(_source, methods))
 
-
+# %% ../../nbs/02j_fingerprints.ipynb #02ja0000b
 # of a module: what says where it came from, or how it trains
 _NOT_ACTING = {
     "training", "name_or_path", "warnings_issued", "gradient_checkpointing", "max_seq_len_cached"
@@ -192,7 +192,7 @@ def hooks_of(
         )
     ]
 
-
+# %% ../../nbs/02j_fingerprints.ipynb #02ja0001b
 def function_fingerprint(
     model: "Classifier",  # on any device
 ) -> str:  # 64 hex digits

@@ -57,7 +57,7 @@ def on_card(
 
 # %% ../../nbs/09e_one_device.ipynb #09e00009
 def training_arguments(
-    stage: "TrainingStage",
+    stage: "TrainingStage",  # whose recipe it is
     folder: Path,  # for checkpoints
     *,
     seed: int,  # of dropout and data order
