@@ -21,12 +21,13 @@ from .data.embedded import EMBEDDED, load_embedded
 from .data.named import NAMED, load_named, local_folder
 from .data.labels import look_alikes, read_labels, without_hidden
 from .data.memory import is_data, read_memory
-from .data.reading import read_file, read_folder
+from .data.reading import read_file
 from lpft_nb.data.splits import (
     PROTOCOLS,
     apply_protocol,
     cut_stratified,
     cut_tail,
+    read_folder,
     say_missing_classes,
 )
 from .data.table import EmptySplit as EmptySplit
@@ -101,14 +102,20 @@ def _found(place: Any) -> Path:
         raise TaskError(
             f"expected a task's name, a path, or data in memory, found {type(place).__name__}."
         )
-    path = Path(place).expanduser().resolve()
-    if not path.exists():
+    path = os.path.expanduser(place)
+    if not str(path).strip():
+        raise TaskError("expected a task's name or a path, found an empty text. Say which data.")
+    if not os.path.exists(path):
+        if str(place) in EMBEDDED | NAMED:
+            raise UnknownTask(
+                f"{place!r} is a path that does not exist; the name of a task is a text: write {str(place)!r}."
+            )
         raise UnknownTask(
-            f"{str(place)!r} is neither a task nor a path that exists: "
+            f"{str(place)!r:.80} is neither a task nor a path that exists: "
             f"{did_you_mean(str(place), [*EMBEDDED, *NAMED])} "
             "list_tasks() shows all names; a directory needs train.jsonl, train.csv or train.parquet."
         )
-    return path
+    return Path(path).resolve()
 
 # %% ../nbs/01_tasks.ipynb #5ee65706
 def _own_task(
@@ -121,6 +128,8 @@ def _own_task(
     text_columns: tuple[str, ...] | list[str] | str | None,
 ) -> Task:
     "A task from data of one's own: labels by one rule, a stratified cut, and what was noticed on the way."
+    if not isinstance(label_column, str):
+        raise TaskError(f"label_column must be the name of one column, got {label_column!r:.80}.")
     check_tables(name, tables, label_column)
     names, tables = read_labels(without_hidden(tables, label_column), label_column)
     for group in look_alikes(names):
@@ -132,18 +141,13 @@ def _own_task(
     task = make_task(
         name,
         parts,
-        text_columns=text_columns if text_columns is None else tuple(_listed(text_columns)),
+        text_columns=text_columns,
         label_column=label_column,
         label_names=names,
         source=about | {"protocol": protocol, "splits": made_of, "licence": "yours"},
     )
     say_findings(task)
     return replace(task, source=task.source | {"findings": findings(task)})
-
-
-def _listed(names: tuple[str, ...] | list[str] | str) -> list[str]:
-    "One name, or several, as a list."
-    return [names] if isinstance(names, str) else list(names)
 
 # %% ../nbs/01_tasks.ipynb #542348e6
 def list_tasks() -> pd.DataFrame:  # one row a task: name, kind, classes, source, tried

@@ -206,6 +206,25 @@ def test_unknown_task_offers_close_names():
         load_task("colla")
 
 
+def test_what_cannot_be_a_path_is_an_error(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for place in ("~nosuchuser/x", tmp_path / "loop", "a\0b", "x" * 500, Path("no such folder")):
+        with pytest.raises(UnknownTask, match="neither a task nor a path that exists"):
+            load_task(place)
+    for empty in ("", " "):
+        with pytest.raises(TaskError, match="found an empty text"):
+            load_task(empty)
+    with pytest.raises(UnknownTask, match="the name of a task is a text: write 'docstring-topic'"):
+        load_task(Path("docstring-topic"))
+
+
+def test_a_folder_of_data_that_cannot_be_is_no_traceback(monkeypatch):
+    for place in ("~nosuchuser/x", "x" * 500):
+        monkeypatch.setenv("LPFT_DATA", place)
+        with pytest.raises(TaskError, match="LPFT_DATA names"):
+            load_task("cb")
+
+
 def test_unknown_protocol():
     with pytest.raises(TaskError, match="unknown protocol 'papers': did you mean 'paper'"):
         load_task("cb", protocol="papers")

@@ -6,10 +6,12 @@
 __all__ = ['EXPECTED', 'is_data', 'read_memory']
 
 # %% ../../nbs/01i_data_in_memory.ipynb #0ba990b5
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .reading import named_classes, split_name
+from .labels import named_classes
+from .splits import split_name
 from .table import Columns, Table, TaskError
 
 EXPECTED = (
@@ -20,9 +22,10 @@ EXPECTED = (
 # %% ../../nbs/01i_data_in_memory.ipynb #d81d4efc
 def _values(column: Any, name: str, place: str) -> list[Any]:
     "A column as a list of Python's own values: of a list, a Series, an array or a tensor."
-    if isinstance(column, str) or not (hasattr(column, "tolist") or hasattr(column, "__iter__")):
+    listed = hasattr(column, "tolist") or hasattr(column, "__iter__")
+    if not listed or isinstance(column, (str, bytes, Mapping, set, frozenset)):
         raise TaskError(
-            f"{place}: column {name!r} must be a list, found {type(column).__name__}. Give one value for each row."
+            f"{place}: column {name!r} must be a list, found {type(column).__name__}. Give one value for each row, in order."
         )
     return [
         None if type(value).__name__ in ("NAType", "NaTType") else value
@@ -30,9 +33,19 @@ def _values(column: Any, name: str, place: str) -> list[Any]:
     ]
 
 
-def _from_columns(columns: Mapping[str, Any], place: str) -> Table:
-    "Columns of equal length."
-    found: Columns = {str(name): _values(values, name, place) for name, values in columns.items()}
+def _check_names(names: Iterable[Any], place: str) -> None:
+    "No two columns whose names are one text."
+    twice = [name for name, number in Counter(map(str, names)).items() if number > 1]
+    if twice:
+        raise TaskError(f"{place}: two columns are called {twice[0]!r}. Rename one.")
+
+
+def _from_columns(columns: Mapping[Any, Any], place: str) -> Table:
+    "Columns of equal length, each under the text of its name."
+    _check_names(columns, place)
+    found: Columns = {
+        str(name): _values(values, str(name), place) for name, values in columns.items()
+    }
     lengths = {name: len(values) for name, values in found.items()}
     if len(set(lengths.values())) > 1:
         raise TaskError(
@@ -52,16 +65,16 @@ def _from_dataset(data: Any, place: str) -> Table:
         for name, feature in data.features.items()
         if getattr(feature, "names", None)
     }
-    columns: Columns = {name: list(data[name]) for name in data.column_names}
+    plain = data.with_format(None)  # a format of numpy or Arrow hides class numbers
+    columns: Columns = {name: list(plain[name]) for name in data.column_names}
     columns |= {name: named_classes(columns[name], names) for name, names in classes.items()}
     return Table(columns, place, class_names=classes)
 
 
 def _from_frame(frame: Any, place: str) -> Table:
     "A DataFrame without its index."
-    if twice := list(frame.columns[frame.columns.duplicated()]):
-        raise TaskError(f"{place}: two columns are called {twice[0]!r}. Rename one.")
-    return _from_columns({str(name): frame[name] for name in frame.columns}, place)
+    _check_names(frame.columns, place)
+    return _from_columns({name: frame[name] for name in frame.columns}, place)
 
 # %% ../../nbs/01i_data_in_memory.ipynb #934315a3
 def _table(data: Any, place: str) -> Table:
@@ -76,7 +89,7 @@ def _table(data: Any, place: str) -> Table:
         return _from_columns({"text": data[0], "label": data[1]}, place)
     raise TaskError(f"{place}: expected {EXPECTED}, found {type(data).__name__}.")
 
-
+# %% ../../nbs/01i_data_in_memory.ipynb #a8c4ed37
 def is_data(
     given: Any,  # the first argument of `load_task`
 ) -> bool:
@@ -106,11 +119,21 @@ def read_memory(
     return found
 
 
+def _is_pair(part: Any) -> bool:
+    "Whether something is texts and labels: two columns, where a column of two rows has two values."
+    return (
+        isinstance(part, tuple)
+        and len(part) == 2
+        and all(hasattr(one, "__len__") and not isinstance(one, (str, bytes)) for one in part)
+    )
+
+
 def _is_of_splits(data: Mapping[str, Any]) -> bool:
     "Whether a dictionary holds splits, by its keys or by what it holds; else it holds columns."
     by_name = bool(data) and all(split_name(str(key)) for key in data)
     whole = any(
-        isinstance(part, Mapping) or hasattr(part, "column_names") for part in data.values()
+        isinstance(part, Mapping) or hasattr(part, "column_names") or _is_pair(part)
+        for part in data.values()
     )
     return (
         by_name

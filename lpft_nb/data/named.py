@@ -14,9 +14,8 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .labels import read_labels, without_hidden
-from .reading import named_classes, read_folder
-from .splits import apply_protocol, say_missing_classes
+from .labels import named_classes, read_labels, without_hidden
+from .splits import apply_protocol, read_folder, say_missing_classes
 from .table import MissingColumn, NotReachable, Table, check_tables
 from .task import Task, check_text, make_task
 
@@ -193,9 +192,10 @@ def local_folder(name: str) -> Path | None:
     root = os.environ.get("LPFT_DATA")
     if not root:
         return None
-    if not Path(root).expanduser().is_dir():
+    home = Path(os.path.expanduser(root))
+    if not os.path.isdir(home):
         raise NotReachable(f"LPFT_DATA names {root!r}, which is no directory. Correct or unset it.")
-    folder = Path(root).expanduser() / name
+    folder = home / name
     return folder if folder.is_dir() else None
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NUMBER', 'WHOLE', 'Count', 'Positive', 'Folds', 'Share', 'Seed', 'Text', 'Name', 'Folder', 'Flag', 'Size', 'Method',
            'Pooling', 'Device', 'Precision', 'Protocol', 'Free', 'Each', 'OfTraining', 'OfLoRA', 'OfProbe',
-           'ParameterError', 'one_of_names', 'Maybe', 'Some', 'ByMethod', 'Scope', 'IfGiven', 'named_type']
+           'ParameterError', 'NoRepeats', 'one_of_names', 'Maybe', 'Some', 'ByMethod', 'Scope', 'IfGiven', 'named_type']
 
 # %% ../../nbs/11f_named_types.ipynb #c90a61c1
 import ast
@@ -43,13 +43,37 @@ def _out_of_range(
     )
 
 
+class NoRepeats(yaml.constructor.BaseConstructor):
+    "The part of a YAML loader that refuses a name which stands twice."
+
+    def construct_mapping(
+        self,
+        node: yaml.MappingNode,  # as it was parsed
+        deep: bool = False,  # as PyYAML has it
+    ) -> dict[Any, Any]:
+        "A dictionary; raises ConstructorError for a name that stands twice."
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), name in zip(node.value, names, strict=True):
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} stands in it twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+class _OfTexts(NoRepeats, yaml.BaseLoader):
+    "YAML in which everything is a text, so that each is read by its type."
+
+
 def _meaning(value: Any) -> Any:
     "What a text of a command line stands for: None, or a dictionary of texts; anything else stays as it is."
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return None if value == "None" else value
     try:
-        return yaml.load(value, Loader=yaml.BaseLoader)  # texts only, so each is read by its type
-    except yaml.YAMLError as error:
+        return yaml.load(value, Loader=_OfTexts)
+    except yaml.constructor.ConstructorError as error:
+        raise _out_of_range(f"each key once ({error.problem})") from error
+    except (yaml.YAMLError, RecursionError) as error:
         raise _of_another_kind() from error
 
 # %% ../../nbs/11f_named_types.ipynb #b9639d27
@@ -74,7 +98,10 @@ def _number(value: Any) -> float:
     value = float(_digits(value, NUMBER)) if isinstance(value, str) else value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _of_another_kind()
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise _out_of_range("a number of fewer digits", "numbers of fewer digits") from error
 
 
 def _whole(value: Any) -> int:

@@ -91,7 +91,7 @@ def planned(
 def _tagged(code: list[tuple[list[str], str]], tag: str, place: int, where: str) -> str:
     "The source of the one code cell with a tag, which must be the first or the second."
     found = [source for tags, source in code if tag in tags]
-    if len(found) != 1 or code[place][1] != found[0]:
+    if len(found) != 1 or len(code) <= place or code[place][1] != found[0]:
         order = ("before all other code", "just after the parameters")[place]
         raise ParameterError(
             f"{where}: expected one cell with the tag `{tag}`, {order}, found {len(found)}"
@@ -106,23 +106,34 @@ def _names(literals: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
         raise ParameterError(f"{where}: expected {key} = (name, …) in the cell `experiment`")
     return value
 
+# %% ../../nbs/11g_notebooks.ipynb #811091b1
+def _cells(path: Path) -> tuple[list[tuple[list[str], str]], str]:
+    "The code cells of a notebook with their tags, and its prose; raises ParameterError for a file that is none."
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = [
+            (cell["metadata"].get("tags", []), "".join(cell["source"]))
+            for cell in cells
+            if cell["cell_type"] == "code"
+        ]
+        prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ParameterError(
+            f"{path}: expected a notebook, which this file is not ({error!r:.80}). Mend it, or move it elsewhere."
+        ) from error
+    return code, "\n".join(prose)
+
 
 def load_experiment(
     path: Path,  # of a notebook
 ) -> Experiment:
     "Read an experiment notebook without running it; raises ParameterError where it lacks something."
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = [
-        (cell["metadata"].get("tags", []), "".join(cell["source"]))
-        for cell in cells
-        if cell["cell_type"] == "code"
-    ]
+    code, prose = _cells(path)
     parameters = _tagged(code, "parameters", 0, where=path.name)
     script = _tagged(code, "experiment", 1, where=path.name)
     literals, imports = read_script(script, path.name)
     if literals.get("NAME") != path.stem:
         raise ParameterError(f"{path.name}: expected NAME = {path.stem!r} in the cell `experiment`")
-    prose = "\n".join("".join(one["source"]) for one in cells if one["cell_type"] == "markdown")
     starts = {
         start: next((line[2:] for line in prose.splitlines() if line.startswith(start)), "")
         for start in ("# ", "> ")
@@ -149,14 +160,14 @@ def notebook_folder() -> Path:
 def notebook_folders() -> list[Path]:
     "The folders of experiment notebooks: the book's, and those in LPFT_EXPERIMENTS."
     told = filter(None, os.environ.get("LPFT_EXPERIMENTS", "").split(os.pathsep))
-    return [notebook_folder(), *(Path(folder).expanduser() for folder in told)]
+    return [notebook_folder(), *(Path(os.path.expanduser(folder)) for folder in told)]
 
 
 def _paths() -> dict[str, Path]:
     "Every experiment notebook by its name; raises ParameterError for a name in two folders."
     found: dict[str, Path] = {}
     for folder in notebook_folders():
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise ParameterError(f"LPFT_EXPERIMENTS: expected a folder, {folder} is none")
         for path in sorted(folder.glob("*.ipynb")):
             if path.stem in found:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union, cast, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from .named_types import Scope, named_type
+from .named_types import NoRepeats, Scope, named_type
 from .named_types import ParameterError as ParameterError
 from ..store.names import did_you_mean
 
@@ -155,18 +155,8 @@ def check_parameters(
     return checked
 
 # %% ../../nbs/11c_parameters.ipynb #57680ca4
-class _PlainYAML(yaml.SafeLoader):
+class _PlainYAML(NoRepeats, yaml.SafeLoader):
     "YAML in which only decimal numbers, true, false and null are anything but text."
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        "A dictionary; raises ConstructorError for a name that stands twice."
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key, _), name in zip(node.value, names, strict=True):
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{name!r} stands in it twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 _PlainYAML.yaml_implicit_resolvers = {}  # of its own: none of YAML 1.1
@@ -181,6 +171,18 @@ for _tag, _pattern, _starts in (
     )
 
 
+def _refuse_tags(text: str) -> None:
+    "Raise ConstructorError for a tag such as !!int, which would say in another way what a value is."
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.TagToken):
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                "a tag (!) stands before a value; write the value alone",
+                token.start_mark,
+            )
+
+
 def parameters_of_file(
     path: str | os.PathLike[str] | None,  # of a YAML file; None: no file
 ) -> dict[str, Any]:  # as written, to be checked
@@ -188,18 +190,22 @@ def parameters_of_file(
     if path is None:
         return {}
     try:
-        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")
+        text = Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig")
+        _refuse_tags(text)
         found = yaml.load(text, Loader=_PlainYAML)
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ParameterError(
             f"{path}, line {line}: no UTF-8 text. Save the file as UTF-8."
         ) from error
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ParameterError(f"cannot read the parameter file {path}: {reason}") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+    if not isinstance(found, dict):
+        given = "nothing" if found is None else type(found).__name__
+        raise ParameterError(f"{path}: expected lines of `name: value`, found {given}")
+    if wrong := [name for name in found if not isinstance(name, str)]:
         raise ParameterError(
-            f"{path}: expected lines of `name: value`, found {type(found).__name__}"
+            f"{path}: expected the names of parameters, found {wrong[0]!r} as a name"
         )
     return found

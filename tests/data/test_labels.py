@@ -111,6 +111,15 @@ def test_a_number_stands_for_the_same_class_whatever_the_other_files_hold():
         ([2, 3], "must be"),
         ([0, 1, -1], "marked -1 have no label"),
         ([5, 1, 2, 3, 4, 55], "found 1, 2, 3, 4, 5, 55"),
+        ([True, 1, 0], "true stands beside the number 1"),
+        ([1.0, "2", False], "false stands beside the number 1.0"),
+        (["0.5", "1.5"], "decimal numbers, such as '0.5'.*'class 0.5'"),
+        (["1", "1.5e0"], "decimal numbers, such as '1.5e0'"),
+        (["9" * 5000, "1"], "line 1.*more than 18 digits"),
+        (["1", "9" * 400 + ".0"], "line 2.*more than 18 digits"),
+        ([1, 10**400], "line 2.*more than 18 digits"),
+        ([1, 10**5000], "line 2.*more than 18 digits"),
+        ([1, 1e300], "line 2.*decimal"),
     ],
 )
 def test_what_is_no_label_is_refused_by_its_place(labels, reason):
@@ -134,6 +143,17 @@ def test_a_task_that_defines_its_names_takes_names_or_positions():
     for wrong in ("Neutral", 3, -1):
         with pytest.raises(LabelError, match="or their numbers from 0"):
             read([0, 1, 2], [wrong], names)
+
+
+def test_true_and_false_are_the_names_that_a_task_defines():
+    assert read([True, False], ["True", 0], ("False", "True"))[1:] == ([1, 0], [1, 0])
+    with pytest.raises(LabelError, match="found False, True"):
+        read([True, False], defined=("no", "yes"))
+
+
+def test_names_with_leading_zeros_stay_names_and_decimals_do_beside_a_name():
+    assert read(["007", "08"])[0] == ("007", "08")
+    assert read(["0.5", "half"])[0] == ("0.5", "half")
 
 
 def test_names_of_a_class_label_keep_their_order_and_refuse_numbers():
@@ -175,7 +195,9 @@ def test_order_and_split_do_not_matter(labels, random):
 def test_names_that_look_alike():
     assert look_alikes(["US", "us", "other"]) == [["US", "us"]]
     assert look_alikes(["caf\u00e9", "cafe\u0301"]) == [["caf\u00e9", "cafe\u0301"]]
-    assert look_alikes(["a", "b"]) == []
+    assert look_alikes(["yes", "yes\u200b"]) == [["yes", "yes\u200b"]]
+    assert look_alikes(["1", "many", "1.0", "1e0"]) == [["1", "1.0", "1e0"]]
+    assert look_alikes(["a", "b", "9" * 400, "9" * 401, "1e999999999"]) == []
 
 
 def test_missing_values_of_pandas_are_missing_labels():

@@ -294,3 +294,11 @@ def test_real_data_in_the_papers_splits(shared_data, monkeypatch):
         assert tuple(load_task(name, protocol="paper").sizes.values()) == sizes
     boss = load_task("boss")
     assert boss.sizes["ood/dynasent"] == 4320 and boss.sizes["ood/sst5_ood"] == 1067
+
+
+def test_true_and_false_of_json_are_the_classes_of_boolq(tmp_path, monkeypatch):
+    rows = [{"question": f"q{n}", "passage": f"p{n}", "label": n % 2 == 1} for n in range(20)]
+    write_splits(tmp_path / "boolq", train=rows, validation=rows)
+    monkeypatch.setenv("LPFT_DATA", str(tmp_path))
+    task = load_task("boolq")
+    assert task.label_names == ("False", "True") and task.test["label"][:] == [0, 1] * 10

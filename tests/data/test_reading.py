@@ -11,7 +11,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from data_files import make_rows, write_jsonl, write_splits
-from lpft_nb.data.reading import read_file, read_folder
+from lpft_nb.data.reading import read_file
+from lpft_nb.data.splits import read_folder
 from lpft_nb.data.table import EmptySplit, TaskError
 from lpft_nb.tasks import NotText, load_task
 
@@ -75,9 +76,28 @@ def test_the_separator_is_found_or_named(mark, tmp_path):
 def test_a_separator_may_be_called_by_its_name(tmp_path):
     path = written(tmp_path, "a.csv", "text;label\na;0\n")
     assert read_file(path, "semicolon").columns == read_file(path, ";").columns
-    for wrong in ("", ";;", "dot", "\n"):
+    for wrong in ("", ";;", "dot", "\n", 5):
         with pytest.raises(TaskError, match="expected one mark, or one of comma, semicolon"):
             read_file(path, wrong)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("begin", ["", "\n", "  \n", "\n\n", "sep=;\n", "SEP=;\n\n", '"sep=;"\n'])
+def test_line_ends_blank_lines_and_a_line_that_tells_the_separator(end, begin, tmp_path):
+    content = f"{begin}text;label\nwell, well;1\n\nPK, b;0\n".replace("\n", end)
+    table = read_file(written(tmp_path, "a.csv", content))
+    assert table.columns == {"text": ["well, well", "PK, b"], "label": ["1", "0"]}
+    assert table.row(0) == f"a.csv, line {begin.count(chr(10)) + 2}"
+
+
+def test_a_header_may_be_long_or_hold_line_ends(tmp_path):
+    name = "x" * 140_000
+    assert list(read_file(written(tmp_path, "a.csv", f"{name},label\na,0\n")).columns) == [
+        name,
+        "label",
+    ]
+    path = written(tmp_path, "b.csv", '"my\ntext";"label"\na;0\n')
+    assert read_file(path).columns == {"my\ntext": ["a"], "label": ["0"]}
 
 
 def test_two_possible_separators_are_not_guessed(tmp_path):
@@ -101,6 +121,14 @@ def test_two_possible_separators_are_not_guessed(tmp_path):
         ("a.tsv", 'text\tlabel\n"odd\t0\nmore" here\t1\n', "line 2"),
         ("a.csv", b"text,label\ncaf\xe9,0\n", "a.csv, line 2: the byte 0xe9 is no UTF-8"),
         ("a.csv", "text,label\n".encode("utf-16"), "UTF-16"),
+        ("a.csv", "text,label\na,0\n".encode("utf-16-le"), "is UTF-16 text.*Save it as UTF-8"),
+        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16-be"), "is UTF-16 text"),
+        ("a.csv", "text,label\n".encode("utf-32"), "is UTF-32 text"),
+        ("a.csv", "text,label\na,0\n".encode("utf-32-be"), "is UTF-32 text"),
+        ("a.csv", gzip.compress(b"text,label\n"), "a.csv is a file packed by gzip"),
+        ("a.csv.gz", gzip.compress(gzip.compress(b"text")), "is a file packed by gzip"),
+        ("a.jsonl", b"PK\x03\x04\x14", "is a zip archive or a spreadsheet"),
+        ("a.csv", b"PAR1\x15\x04\x15", "is a parquet file.*name it by what it is"),
         ("a.jsonl", '{"text": "a"}\n\nnot json\n', "a.jsonl, line 3: not JSON"),
         ("a.jsonl", '{"text": "a", "text": "b"}\n', "line 1.*'text' stands in it twice"),
         ("a.jsonl", '["a"]\n', "line 1: expected a JSON object, found list"),
@@ -183,6 +211,26 @@ def test_customary_names_of_validation(name, tmp_path):
         "train-00000-of-00002.parquet",
         "valdiation.csv",
         "trian.jsonl",
+        *(
+            "test.tar.gz",
+            "test.gz",
+            "test.txt.gz",
+            "test.parquet.gz",
+            "test.tab",
+            "test.dat",
+            "test",
+        ),
+        *(
+            "test.jsonlines",
+            "test.pq",
+            "test.psv",
+            "test.npy",
+            "test.7z",
+            "test.xml",
+            "test.csv.part",
+        ),
+        *("tests.csv", "testset.csv", "TestData.csv", "mytest.csv", "devel.csv", "devset.csv"),
+        *("validate.csv", "eval.csv", "holdout.csv", "tets.csv", "tset.csv", "test_old.pickle"),
     ],
 )
 def test_what_looks_like_a_split_and_is_not_read_is_an_error(name, tmp_path):
@@ -202,12 +250,47 @@ def test_a_folder_for_a_split_is_an_error_and_other_files_are_left_alone(tmp_pat
         "testimonials.csv",
         ".test.jsonl.swp",
         "train.log",
+        "test.md",
+        "test.py",
+        "test.csv.bak",
+        "test.csv~",
+        "latest.csv",
+        "invalid.csv",
+        "devices.csv",
     ):
         (tmp_path / name).write_text("x")
     assert load_task(tmp_path).sizes["train"] == 18
     (tmp_path / "test").mkdir()
     with pytest.raises(TaskError, match="test looks like a split and is a folder.*load_from_disk"):
         load_task(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["test.csv", "test-00000-of-00001.parquet"])
+def test_a_split_one_folder_down_is_an_error_where_the_folder_lacks_it(name, tmp_path):
+    write_splits(tmp_path, train=make_rows(20), validation=make_rows(6, start=40))
+    (tmp_path / "data").mkdir()
+    for harmless in ("train.csv", "notes.csv"):
+        (tmp_path / "data" / harmless).write_text("x")
+    assert load_task(tmp_path).sizes["train"] == 18
+    (tmp_path / "data" / name).write_text("x")
+    with pytest.raises(TaskError, match=f"/data/{name} looks like a split"):
+        load_task(tmp_path)
+
+
+def test_a_link_that_points_nowhere_is_an_error(tmp_path):
+    write_splits(tmp_path, train=make_rows(20), validation=make_rows(6, start=40))
+    (tmp_path / "test.csv").symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(TaskError, match="test.csv points nowhere.*gone.csv"):
+        load_task(tmp_path)
+
+
+def test_a_separator_is_for_the_csv_files_of_a_folder(tmp_path):
+    write_splits(tmp_path, train=make_rows(20), validation=make_rows(6, start=40))
+    for place in (tmp_path, tmp_path / "train.jsonl"):
+        with pytest.raises(TaskError, match="separator is for CSV files"):
+            load_task(place, separator=";")
+    (tmp_path / "test.csv").write_text("text;label\na;0\nb;1\n")
+    assert load_task(tmp_path, separator=";").sizes["test"] == 2
 
 
 def test_two_files_for_one_split(tmp_path):
@@ -268,3 +351,69 @@ def test_pyarrow_and_pandas_give_one_fingerprint(tmp_path):
     pandas.DataFrame(rows).to_parquet(tmp_path / "b.parquet")
     first, second = (load_task(tmp_path / f"{name}.parquet") for name in "ab")
     assert first.fingerprint == second.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["null", "absent", "parquet"])
+def test_a_row_without_its_second_text_is_refused_by_its_line(kind, tmp_path):
+    rows = [row | {"second": f"s {row['text']}"} for row in make_rows(30)]
+    rows[6]["second"] = None
+    if kind == "parquet":
+        pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    elif kind == "absent":
+        del rows[6]["second"]
+    if kind != "parquet":
+        write_jsonl(tmp_path / "train.jsonl", rows)
+    with pytest.raises(NotText, match=r"train\.\w+, (line|row) 7, column 'second'"):
+        load_task(next(tmp_path.iterdir()))
+
+
+# --- parquet
+
+
+def parquet_file(path: Path, *, metadata: dict | None = None, **columns) -> Path:
+    """Two rows of a text and a label, and more columns of Arrow."""
+    table = pyarrow.table({"text": ["a", "b"], "label": [0, 1]} | columns)
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+UNREADABLE = {
+    "timestamp out of range": pyarrow.array([2**62, 0], pyarrow.timestamp("us")),
+    "unknown zone": pyarrow.array([0, 0], pyarrow.timestamp("us", tz="Mars/Base")),
+    "no UTF-8": pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, pyarrow.array([b"\xff", b"a"]).buffers()
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_column_that_python_cannot_hold_is_named(case, tmp_path):
+    path = parquet_file(tmp_path / "a.parquet", when=UNREADABLE[case])
+    with pytest.raises(TaskError, match="a.parquet: column 'when' cannot be read") as caught:
+        read_file(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"huggingface": "xx"},
+        {"huggingface": '{"info": null}'},
+        {"huggingface": '{"info": {"features": [1]}}'},
+        {"huggingface": '{"info": {"features": {"label": {"_type": "ClassLabel", "names": 3}}}}'},
+        {"pandas": "{"},
+        {"pandas": "[]"},
+        {"pandas": '{"index_columns": 3, "columns": 4}'},
+        {"pandas": '{"index_columns": ["key"], "columns": [{"name": "key"}, 3]}'},
+        {"pandas": b"\xff"},
+    ],
+)
+def test_notes_that_cannot_be_read_are_left_alone(metadata, tmp_path):
+    path = parquet_file(tmp_path / "a.parquet", metadata=metadata)
+    assert read_file(path).columns == {"text": ["a", "b"], "label": [0, 1]}
+
+
+def test_an_error_of_parquet_is_one_line(tmp_path):
+    with pytest.raises(TaskError, match="cannot be read as .parquet") as caught:
+        read_file(written(tmp_path, "a.parquet", b"PAR1 and nothing else that is one"))
+    assert "\n" not in str(caught.value)

@@ -295,12 +295,41 @@ def test_a_file_of_parameters_has_decimal_numbers(text, found, tmp_path):
         (b"x: [", "cannot read the parameter file"),
         (b"words", "expected lines of `name: value`, found str"),
         (b"x: !!python/object/apply:os.system [ls]", "cannot read the parameter file"),
+        (b"x: !!int abc", "a tag \\(!\\) stands before a value.*line 1"),
+        (b"x: !!float abc", "a tag"),
+        (b"x: 1\ny: !!timestamp abc", "a tag.*line 2"),
+        (b"x: !!str 5", "a tag"),
+        (b"x: " + b"9" * 5000, "cannot read the parameter file"),
+        (b"x: " + b"[" * 3000, "cannot read the parameter file"),
+        (b"", "expected lines of `name: value`, found nothing"),
+        (b"1: 2", "expected the names of parameters, found 1 as a name"),
     ],
 )
 def test_a_file_that_is_none_says_why(content, message, tmp_path):
     (tmp_path / "p.yaml").write_bytes(content)
     with pytest.raises(ParameterError, match=message):
         parameters_of_file(tmp_path / "p.yaml")
+
+
+def test_a_file_that_cannot_be_is_an_error():
+    for path in ("~nosuchuser/p.yaml", "a\0b", "x" * 500):
+        with pytest.raises(ParameterError, match="cannot read the parameter file"):
+            parameters_of_file(path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"cells": [{}]}', '{"cells": []}', "\0"])
+def test_a_broken_notebook_among_the_experiments_is_named(content, monkeypatch, tmp_path):
+    monkeypatch.setenv("LPFT_EXPERIMENTS", str(tmp_path))
+    (tmp_path / "mine.ipynb").write_text(content)
+    with pytest.raises(ParameterError, match=r"mine.ipynb: expected (a notebook|one cell)"):
+        list_experiments()
+
+
+def test_a_folder_of_experiments_that_is_none_is_an_error(monkeypatch):
+    for folder in ("~nosuchuser/x", "x" * 500):
+        monkeypatch.setenv("LPFT_EXPERIMENTS", folder)
+        with pytest.raises(ParameterError, match="expected a folder"):
+            list_experiments()
 
 
 # what is refused, and with which words
@@ -321,6 +350,11 @@ WRONG = [
     ({"epochs": None}, "expected float"),
     ({"epochs": {"TF": 3}}, "methods as keys"),
     ({"epochs": {"FT": -3}}, "a positive number"),
+    ({"epochs": "{FT: 1, FT: 2}"}, "each key once .'FT' stands in it twice"),
+    ({"epochs": "{FT: " + "[" * 3000}, "expected float or dict"),
+    ({"epochs": 10**400}, "a number of fewer digits"),
+    ({"epochs": -(10**400)}, "a number of fewer digits"),
+    ({"epochs": "1" + "0" * 400}, "a positive number"),
     ({"learning_rate": "fast"}, "expected float"),
     ({"learning_rate": float("inf")}, "a positive number"),
     ({"batch_size": 2.5}, "expected int"),
