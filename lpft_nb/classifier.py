@@ -31,12 +31,17 @@ from lpft_nb.models.encoding import (
     Batch,
     Encoded,
     Texts,
-    check_length,
+    check_count,
     encode_rows,
     load_tokenizer,
     refuse_options,
 )
-from .models.fine_tuned import OWN, build_features, put_together, read_out
+from lpft_nb.models.fine_tuned import (
+    OWN,
+    build_features,
+    put_together,
+    read_out,
+)
 from lpft_nb.models.loading import (
     fresh_config,
     given,
@@ -49,7 +54,7 @@ from lpft_nb.models.loading import (
 from .models.lora import inject_lora
 from .models.portable import make_portable
 from .models.saving import whole_save
-from .models.trials import try_backbone
+from .models.trials import settle_fine_tuned, settle_length, tried_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -139,7 +144,7 @@ class _Function(PreTrainedModel):
         sizes = cast(int, config.hidden_size), cast(int, config.num_labels)
         self.head = nn.Linear(*sizes, config.head_bias, dtype=self.backbone.dtype)
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.inputs = backbone_inputs(self.backbone)
+        self.inputs = backbone_inputs(self.backbone, config.padding_id)
         self.post_init()
 
     def features(
@@ -181,8 +186,7 @@ class _Reader(_Function):
 
     def _length(self, max_length: int | None) -> int:
         "The length that is asked for, or the model's own, checked."
-        asked = self.max_length if max_length is None else max_length
-        return check_length(asked, self.inputs.position_limit, self.tokenizer)
+        return tried_length(self, self.max_length if max_length is None else max_length)
 
     def encode(
         self,
@@ -245,8 +249,8 @@ class _Loaded(_Reader):
         **options: Any,  # revision, token, cache_dir for the hub; the rest goes to transformers
     ) -> Self:  # in evaluation mode, with its tokenizer
         "Load f with its tokenizer, in evaluation mode; a backbone gets a new head."
-        asked = given(pooling=pooling, max_tokens=max_length)
-        asked |= given(head_bias=head_bias, head_dropout=head_dropout)
+        head = {"head_bias": head_bias, "head_dropout": head_dropout}
+        asked = given(seed, pooling=pooling, max_tokens=max_length, **head)
         own = {"attention": attention, "dtype": dtype, "label_names": label_names}
         attention, dtype, label_names = take_customary(options, own).values()
         directory, source = locate(name, trust_remote_code, **take_hub_options(options))
@@ -264,13 +268,8 @@ class _Loaded(_Reader):
             model = cls(fresh_config(backbone, labels, source=source, **rules), backbone).eval()
             reset_head(model, seed)
         rows = embedding_rows(model.backbone)
-        tokenizer = load_tokenizer(directory, rows, trust_remote_code=trust_remote_code)
-        model.tokenizer = tokenizer
-        special = 0 if tokenizer is None else tokenizer.num_special_tokens_to_add()
-        limit = try_backbone(model, shortest=special + 1, longest=model.max_length).position_limit
-        if max_length is None:
-            model.config.max_tokens = min(model.max_length, limit or model.max_length)
-        check_length(model.max_length, limit, tokenizer)
+        model.tokenizer = load_tokenizer(directory, rows, trust_remote_code=trust_remote_code)
+        settle_length(model, max_length)
         return model
 
 # %% ../nbs/02d_the_classifier_in_code.ipynb #0dbdb874
@@ -294,7 +293,7 @@ class Classifier(_Loaded):
     ) -> Self:  # in evaluation mode, with the same logits
         "Take a fine-tuned model: its last linear layer is the head, all before it is φ."
         made = put_together(cls, model, tokenizer=tokenizer, max_length=max_length)
-        try_backbone(made, longest=made.max_length)
+        settle_fine_tuned(model, made, max_length)
         return made
 
     def predict(
@@ -364,7 +363,7 @@ def _in_batches(
     compute: Callable[[Batch], torch.Tensor],  # from a batch to a tensor (n, …)
 ) -> torch.Tensor:  # (N, …) on the CPU; float32, or float64 for a float64 model
     "Run length-sorted batches and return the rows in their first order."
-    encoded = _as_encoded(model, data)
+    batch_size, encoded = check_count(batch_size, "batch_size"), _as_encoded(model, data)
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]["input_ids"]))
     parts = []
     with evaluation(model):

@@ -79,7 +79,7 @@ class Profile(NamedTuple):
             classes=self.classes,
         )
 
-
+# %% ../nbs/04_metrics.ipynb #04b0000b
 def profile_of(
     logits: torch.Tensor,  # (N, C) floating point, finite
 ) -> Profile:

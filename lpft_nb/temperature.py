@@ -337,7 +337,7 @@ def shared_examples(
         return 1.0  # the same rows one by one, perhaps rounded
     return max(_common_share(tables), _common_share(scaled))
 
-
+# %% ../nbs/41_temperature.ipynb #41a0000b
 def refuse_same_data(
     logits_by_split: Mapping[str, ArrayLike],  # split name -> (N, C)
     labels_by_split: Mapping[str, ArrayLike],  # split name -> (N,)

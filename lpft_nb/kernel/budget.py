@@ -133,7 +133,7 @@ def too_small(
         f"at least {format_size(most * 2**20)} would do"
     )
 
-
+# %% ../../nbs/21c_budget.ipynb #21b0000b
 def make_plan(
     model: "Classifier",  # the model
     sides: list[Side],  # one, or left and right

@@ -162,8 +162,8 @@ class TangentKernel:
         batch_b: Any = None,  # on the right; None: batch_a
     ) -> "TangentKernel":
         "Read a kernel back; refuses another model, other examples or another order of them."
-        sides = [None if one is None else as_batch(model, one) for one in (batch_a, batch_b)]
-        return load_kernel(path, describe(model, *sides))
+        right = None if batch_b is None else as_batch(model, batch_b)
+        return load_kernel(path, describe(model, as_batch(model, batch_a), right))
 
 # %% ../../nbs/20d_kernel_result.ipynb #9db97b4c
 def load_kernel(

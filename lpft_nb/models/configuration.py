@@ -25,6 +25,7 @@ class ClassifierConfig(PreTrainedConfig):
         max_tokens: int = 128,  # longer texts are cut
         head_bias: bool = True,  # whether the head has b
         head_dropout: float = 0.1,  # probability, on φ, in training only
+        padding_id: int | None = None,  # that the backbone takes for padding in a text, too
         lora: dict[str, Any] | None = None,  # r, alpha and targets of adapters in the backbone
         source: dict[str, Any] | None = None,  # where the weights came from: id, revision, sha256
         history: list[dict[str, Any]] | None = None,  # what was done to the model, for its card
@@ -39,6 +40,7 @@ class ClassifierConfig(PreTrainedConfig):
         self.max_tokens = max_tokens
         self.head_bias = head_bias
         self.head_dropout = head_dropout
+        self.padding_id = padding_id
         self.lora = lora
         self.source = dict(source or {})
         self.history = list(history or [])

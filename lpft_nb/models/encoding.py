@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['logger', 'Texts', 'Encoded', 'Batch', 'MODEL_INPUTS', 'text_rows', 'fill_empty', 'encode_rows', 'pad_encoded',
-           'unpad', 'refuse_options', 'check_length', 'fit_tokenizer', 'lend_padding', 'load_tokenizer']
+           'unpad', 'refuse_options', 'check_count', 'check_length', 'fit_tokenizer', 'check_token_types',
+           'lend_padding', 'load_tokenizer']
 
 # %% ../../nbs/02e_encoding.ipynb #dd1d425c
 import logging
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast
 import torch
-from .checkpoints import TOKENIZER_FILES, ClassifierError
+from .checkpoints import ClassifierError, refusing
+from .fingerprints import TOKENIZER_FILES
 from ..store.names import one_of
 
 logger = logging.getLogger("lpft_nb")
@@ -82,6 +85,26 @@ def fill_empty(
     return encoded
 
 
+def _tokenized(
+    tokenizer: "PreTrainedTokenizerBase", rows: list[tuple[str, ...]], **options: Any
+) -> Any:
+    "Call a tokenizer; where it fails, name the first text that it cannot read."
+
+    def call(some: list[tuple[str, ...]]) -> Any:
+        pairs = [row[1] for row in some] if len(some[0]) == 2 else None
+        always = {"padding": False, "return_attention_mask": True, "verbose": False}
+        return tokenizer([row[0] for row in some], pairs, **always, **options)
+
+    try:
+        return call(rows)
+    except Exception:
+        advice = "take out what is no text, or give the tokenizer a token for unknown words"
+        for index, row in enumerate(rows):
+            with refusing(f"example {index} cannot be encoded: {row!r:.80}", advice):
+                call([row])
+        raise
+
+
 def encode_rows(
     tokenizer: "PreTrainedTokenizerBase | None",  # None: an error that says how to get one
     rows: list[tuple[str, ...]],  # from `text_rows`
@@ -95,17 +118,8 @@ def encode_rows(
             "this model has no tokenizer: its directory had none; set model.tokenizer, "
             "or pass encoded examples"
         )
-    pairs = [row[1] for row in rows] if len(rows[0]) == 2 else None
-    batch = tokenizer(
-        [row[0] for row in rows],
-        pairs,
-        truncation=max_length is not None,
-        max_length=max_length,
-        padding=False,
-        return_attention_mask=True,
-        return_token_type_ids=token_types,
-        verbose=False,
-    )
+    options = {"truncation": max_length is not None, "max_length": max_length}
+    batch = _tokenized(tokenizer, rows, return_token_type_ids=token_types, **options)
     encoded = [dict(zip(batch.keys(), values)) for values in zip(*batch.values())]
     return fill_empty(encoded, tokenizer)
 
@@ -134,12 +148,21 @@ def pad_encoded(
         raise ValueError("no examples to pad")
     names = _checked_names(encoded[0])
     fill = {"input_ids": pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+    for index, example in enumerate(encoded):
+        sizes = {name: len(example[name]) for name in names if name in example}
+        if len(sizes) != len(names) or len(set(sizes.values())) != 1:
+            raise ValueError(
+                f"example {index} has {sizes}, expected {', '.join(names)} of one length; "
+                "pass what `encode` returns"
+            )
     longest = max(len(example["input_ids"]) for example in encoded)
     padded = {}
     for name in names:
         table = torch.full((len(encoded), longest), fill[name], dtype=torch.long)
         for row, example in zip(table, encoded):
-            values = torch.as_tensor(example[name], dtype=torch.long)
+            values = torch.as_tensor(example[name])
+            if values.is_floating_point() and len(values):
+                raise ValueError(f"{name} must hold integers, got {values.tolist()[:5]}")
             part = row[: len(values)] if side == "right" else row[longest - len(values) :]
             part.copy_(values)
         padded[name] = table
@@ -175,6 +198,16 @@ def refuse_options(
         )
 
 # %% ../../nbs/02e_encoding.ipynb #64fb8d9c
+def check_count(
+    number: Any,  # what a caller gave
+    name: str,  # of the argument
+) -> int:  # the same
+    "Refuse what is no positive whole number."
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {number!r}")
+    return int(number)
+
+
 def check_length(
     max_length: int,  # tokens
     position_limit: int | None,  # that fit; None: no limit
@@ -221,6 +254,21 @@ def fit_tokenizer(
         )
     return tokenizer
 
+# %% ../../nbs/02e_encoding.ipynb #c0de0204
+def check_token_types(
+    tokenizer: "PreTrainedTokenizerBase | None",  # None: nothing to compare
+    rows: int | None,  # of the model's table of token types; None: it has none, and gets none
+) -> None:
+    "Refuse a tokenizer that marks a pair of texts with token types that the model does not know."
+    if tokenizer is None or rows is None:
+        return
+    pair = encode_rows(tokenizer, [("a", "a")], max_length=None, token_types=True)[0]
+    if (most := max(pair.get("token_type_ids", [0]))) >= rows:
+        raise ClassifierError(
+            f"the tokenizer marks a pair of texts with token type {most}, and the model knows {rows} "
+            "types, from 0; take the tokenizer that belongs to the model, or set token_type_ids in its template"
+        )
+
 # %% ../../nbs/02e_encoding.ipynb #c0de0212
 def lend_padding(
     tokenizer: "PreTrainedTokenizerBase",  # changed in place
@@ -244,10 +292,13 @@ def load_tokenizer(
     trust_remote_code: bool = False,  # run Python from the checkpoint
 ) -> "PreTrainedTokenizerBase | None":  # with a padding token; None where there is none
     "Load the tokenizer, give it a padding token where it has none, and compare its ids with the table's rows."
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+    found = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
+    if not found:
         return None
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    what = f"the tokenizer in {directory.name!r} cannot be loaded from {', '.join(found)}"
+    with refusing(what, "fetch or save it again"):
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     lend_padding(tokenizer, directory.name)
     return fit_tokenizer(tokenizer, rows)

@@ -8,6 +8,7 @@ __all__ = ['OWN', 'last_linear', 'without_last_linear', 'sequence_classifier_cla
 
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #af47d9ff
 import copy
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -21,14 +22,16 @@ from lpft_nb.models.backbones import (
     backbone_options,
     build_backbone,
     choose_pooling,
+    copy_sharing_weights,
+    embedding_rows,
     evaluation,
     pool,
 )
-from .checkpoints import ClassifierError
-from .encoding import lend_padding
+from .checkpoints import ClassifierError, refusing
+from .encoding import fit_tokenizer, lend_padding
 from .configuration import ClassifierConfig
-from .encoding import check_length
-from .head import set_head
+from .encoding import Batch, check_length, pad_encoded
+from .head import names_in_order, set_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,6 +113,12 @@ def check_sequence_classifier(
             f"expected a model of transformers in memory, got {name}; load it with "
             "AutoModelForSequenceClassification.from_pretrained, and merge adapters first"
         )
+    if isinstance(model.config, ClassifierConfig):
+        raise ClassifierError(f"this {name} is a Classifier of ours already; use it as it is")
+    if any(table.is_meta for table in model.parameters()):
+        raise ClassifierError(
+            f"this {name} is on the meta device and has no weights; load them first, with from_pretrained"
+        )
     config = model.config
     wanted = sequence_classifier_class(config)
     sequences = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
@@ -157,7 +166,7 @@ def take_apart(
     source = {"id": came_from.resolve().name if came_from.is_dir() else str(came_from)}
     inner = cast(Any, backbone.config)
     inner._name_or_path = source["id"]
-    labels = {int(label): str(each) for label, each in inner.id2label.items()}
+    labels = dict(enumerate(names_in_order(inner.id2label)))
     config = ClassifierConfig(
         backbone=inner,
         pooling="last" if plain else OWN,
@@ -174,24 +183,62 @@ def take_apart(
     return Parts(config, backbone, head)
 
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #b378da4c
-@torch.no_grad()
-def refuse_other_logits(
-    model: PreTrainedModel,  # the fine-tuned one
-    made: PreTrainedModel,  # the classifier made of it
-) -> None:
-    "Compare both on one text of a few tokens; ClassifierError where they are not the same function."
-    padding = model.config.pad_token_id
-    ids = [token for token in range(model.config.vocab_size) if token != padding][:5]
-    batch = {"input_ids": torch.tensor([ids], device=model.device)}
-    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    with evaluation(model), evaluation(made):
-        expected, found = (each(**batch).logits for each in (model, made))
+def _compared_batches(
+    made: Any,  # the classifier
+    padding: int | None,  # the id that the fine-tuned model takes for padding
+) -> list[Batch]:
+    "A few ids and, where there is a tokenizer, a text and a pair: one row each."
+    rows = min(embedding_rows(made.backbone) or 256, 256)
+    ids = [token for token in range(rows) if token != padding][:5]
+    examples = [{"input_ids": ids, "attention_mask": [1] * len(ids)}]
+    if made.tokenizer is not None:
+        with refusing("the tokenizer cannot read a text", "take the tokenizer of the model"):
+            examples += made.encode(["one text"]) + made.encode([("one text", "and another")])
+    for example in examples:
+        if padding in example["input_ids"]:
+            token = cast(Any, made.tokenizer).convert_ids_to_tokens(padding)
+            raise ClassifierError(
+                f"the tokenizer writes {token!r} into each text, and the model takes that id ({padding}) for padding: "
+                "its logits would be others here; give it another one: model.config.pad_token_id = …"
+            )
+    return [
+        {name: table.to(made.device) for name, table in pad_encoded([example]).items()}
+        for example in examples
+    ]
+
+# %% ../../nbs/02m_a_fine_tuned_model.ipynb #b378da4d
+def _difference(
+    model: PreTrainedModel, made: PreTrainedModel, batch: Batch
+) -> float:  # 0 up to rounding
+    "How far the logits of both are apart, read by copies that may change."
+    theirs, ours = copy_sharing_weights(model), copy_sharing_weights(made)
+    with evaluation(theirs), evaluation(ours):
+        expected, found = (each(**batch).logits for each in (theirs, ours))
     tolerance = torch.finfo(expected.dtype).eps ** 0.5
-    if not torch.allclose(expected, found, rtol=tolerance, atol=tolerance):
-        raise ClassifierError(
-            f"{type(model).__name__} cannot become a Classifier: its logits would move by "
-            f"{(expected - found).abs().max():.2g}; it computes them in a way that is not known here"
-        )
+    close = torch.allclose(expected, found, rtol=tolerance, atol=tolerance)
+    return 0.0 if close else float((expected - found).abs().max())
+
+
+def refuse_other_logits(
+    model: PreTrainedModel,  # the fine-tuned one; left as it is
+    made: Any,  # the classifier made of it; what it must not read is settled in place
+) -> None:
+    "Compare both on texts of a few tokens; ClassifierError where they are not the same function."
+    padding = model.config.pad_token_id
+    batches = _compared_batches(made, padding)
+    for batch in batches:
+        if moved := _difference(model, made, batch):
+            raise ClassifierError(
+                f"{type(model).__name__} cannot become a Classifier: its logits would move by "
+                f"{moved:.2g}; it computes them in a way that is not known here"
+            )
+    if padding is None or not 0 <= padding < (embedding_rows(made.backbone) or 0):
+        return
+    spelt = {name: table.clone() for name, table in batches[0].items()}
+    spelt["input_ids"][:, [1, -1]] = padding
+    if _difference(model, made, spelt):
+        made.config.padding_id = padding
+        made.inputs = dataclasses.replace(made.inputs, padding_id=padding)
 
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #bc9948c7
 _Kind = TypeVar("_Kind")
@@ -211,9 +258,9 @@ def put_together(
     made.tokenizer = copy.deepcopy(tokenizer)
     if made.tokenizer is not None:
         lend_padding(made.tokenizer, type(model).__name__)
+        fit_tokenizer(made.tokenizer, embedding_rows(made.backbone))
     limits = (made.inputs.position_limit, getattr(tokenizer, "model_max_length", None))
     fits = min([made.max_length, *(limit for limit in limits if limit is not None)])
     made.config.max_tokens = fits if max_length is None else max_length
     check_length(made.max_length, made.inputs.position_limit, made.tokenizer)
-    refuse_other_logits(model, made)
     return made

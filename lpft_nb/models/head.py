@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['HEAD_STANDARD_DEVIATION', 'HasHead', 'reset_head', 'set_head', 'divide_head', 'cross_entropy', 'label_map',
-           'check_class_order']
+           'names_in_order', 'check_class_order', 'check_head']
 
 # %% ../../nbs/02f_head.ipynb #e8e19398
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence, Set
+from numbers import Integral, Real
+from typing import Any, Protocol
 import torch
 from torch import nn
 from .checkpoints import ClassifierError
@@ -29,8 +30,8 @@ def reset_head(
 ) -> None:
     "Draw V from N(0, 0.02²) and set b to zero."
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(model.head.weight.shape, generator=generator) * HEAD_STANDARD_DEVIATION
-    set_head(model, weight)
+    weight = torch.randn(model.head.weight.shape, generator=generator, dtype=torch.float32)
+    set_head(model, weight * HEAD_STANDARD_DEVIATION)
 
 
 @torch.no_grad()
@@ -64,16 +65,24 @@ def divide_head(
     temperature: float,  # T > 0
 ) -> None:
     "Divide V and b by T, and with them every logit."
-    fits = isinstance(temperature, (int, float)) and 0 < temperature < float("inf")
-    if not fits or temperature is True:
+    try:
+        value = float("nan") if isinstance(temperature, (bool, str)) else float(temperature)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # no number, several, or too large
+        value = float("nan")
+    if not 0 < value < float("inf"):
         raise ValueError(
-            f"temperature must be a positive finite number, got {temperature!r}: see fit_temperature"
+            f"temperature must be a positive finite number, got {temperature!r:.60}: see fit_temperature"
         )
     bias = model.head.bias
-    set_head(model, model.head.weight / temperature, None if bias is None else bias / temperature)
+    set_head(model, model.head.weight / value, None if bias is None else bias / value)
 
 # %% ../../nbs/02f_head.ipynb #c5f5fa76
 _NO_LABEL = -(2**31)  # a label that no data set holds: PyTorch must be given some label to skip
+
+
+def _whole(labels: torch.Tensor) -> bool:
+    "Whether these are whole numbers."
+    return not labels.is_floating_point() and labels.dtype != torch.bool
 
 
 def cross_entropy(
@@ -84,11 +93,15 @@ def cross_entropy(
     count: torch.Tensor | int | None = None,  # rows in the whole optimiser step; None: those here
 ) -> torch.Tensor:  # scalar, nats: the mean, or this batch's share of the step's mean
     "Cross-entropy in at least float32; any label outside [0, C) but `ignore` is an error."
-    if labels.ndim != 1 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
+    if labels.ndim != 1 or labels.shape[0] != logits.shape[0] or not _whole(labels):
         raise ValueError(
             f"labels must be integers of shape ({logits.shape[0]},), "
             f"got {labels.dtype} {tuple(labels.shape)}"
         )
+    if ignore is None and (labels == _NO_LABEL).any():
+        raise ValueError(f"labels must be in [0, {logits.shape[1]}), got {_NO_LABEL}")
+    if count is not None and not count > 0:
+        raise ValueError(f"the loss is a mean over a positive number of rows, got {count}")
     total = nn.functional.cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)),
         labels.long(),
@@ -105,6 +118,10 @@ def label_map(
     label_names: Sequence[str] | None,  # one for each class; None: LABEL_0, LABEL_1, …
 ) -> dict[int, str]:  # class to name
     "Name the classes."
+    if isinstance(label_names, (str, Mapping, Set)):
+        raise ClassifierError(
+            f"label_names must be a list of names in the order of the classes, got {label_names!r:.80}"
+        )
     if num_labels is not None:
         count = num_labels
     elif label_names is not None:
@@ -124,15 +141,64 @@ def label_map(
         raise ClassifierError(f"expected {count} different label names, got {names}")
     return dict(enumerate(names))
 
+# %% ../../nbs/02f_head.ipynb #c0de0141
+def names_in_order(
+    id2label: Any,  # class to name, as transformers writes it
+    label2id: Mapping[str, Any] | None = None,  # name to class; None or empty: not compared
+) -> list[str]:
+    "The names of the classes 0, 1, …; raises ClassifierError where there is another numbering or a name twice."
+    try:
+        by_number = {int(number): str(name) for number, name in id2label.items()}
+    except (AttributeError, TypeError, ValueError):  # no dictionary, or no numbers
+        by_number = {}
+    names = [by_number.get(number) for number in range(len(by_number))]
+    if not names or None in names or len(set(names)) != len(id2label):
+        raise ClassifierError(
+            f"id2label must give each of the classes 0, 1, … a name of its own, got {id2label!r:.120}; "
+            "give label_names=['no', 'yes'], or mend the model's config.id2label"
+        )
+    if label2id and {str(name): number for name, number in label2id.items()} != {
+        name: number for number, name in enumerate(names)
+    }:
+        raise ClassifierError(
+            f"id2label {id2label!r:.120} and label2id {dict(label2id)!r:.120} contradict each other; "
+            "leave label2id out"
+        )
+    return list(map(str, names))
+
 # %% ../../nbs/02f_head.ipynb #c0de0102
 def check_class_order(
     own: Sequence[str],  # the model's names of its classes, in its order
     names: Sequence[str],  # the task's
 ) -> None:
-    "Refuse the same names in another order, whatever their letters' case."
-    left, right = [[str(name).casefold() for name in some] for some in (own, names)]
-    if left != right and sorted(left) == sorted(right):
+    "Refuse a name that both have at different places, whatever its letters' case and the blanks around it."
+    left, right = [[str(name).strip().casefold() for name in some] for some in (own, names)]
+    at_another = [
+        name
+        for place, name in enumerate(right)
+        if name in left and left[place : place + 1] != [name]
+    ]
+    if at_another:
         raise ClassifierError(
-            f"the model's classes are {', '.join(map(str, own))} and the task's {', '.join(map(str, names))}: the same "
+            f"the model's classes are {', '.join(map(str, own))} and the task's {', '.join(map(str, names))}: {', '.join(at_another)} "
             "in another order; write the task's labels in the model's order, or start from its backbone"
         )
+
+# %% ../../nbs/02f_head.ipynb #c0de0151
+def check_head(
+    *,
+    seed: Any,  # of a new head
+    head_bias: Any = None,  # None: not said
+    head_dropout: Any = None,  # None: not said
+) -> None:
+    "Refuse, by name, what cannot describe a head."
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= int(seed) < 2**63:
+        raise ClassifierError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+    if head_bias is not None and not isinstance(head_bias, bool):
+        raise ClassifierError(f"head_bias must be True or False, got {head_bias!r}")
+    if head_dropout is None:
+        return
+    number = isinstance(head_dropout, Real) and not isinstance(head_dropout, bool)
+    if not number or not 0 <= float(head_dropout) < 1:
+        raise ClassifierError(f"head_dropout must be a probability in [0, 1), got {head_dropout!r}")

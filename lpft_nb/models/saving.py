@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .checkpoints import TOKENIZER_FILES
+from .fingerprints import ADAPTER_FILES, TOKENIZER_FILES
 
 # %% ../../nbs/02h_saving.ipynb #95688187
 CONFIGURATION = "config.json"
@@ -26,7 +26,7 @@ def belongs_to_a_model(
 ) -> bool:
     "Whether loading a model may read this file; anything else in the folder is left alone."
     weights = name.startswith("model") and ".safetensors" in name
-    return weights or name in (CONFIGURATION, MODELLING, *TOKENIZER_FILES)
+    return weights or name in (CONFIGURATION, MODELLING, *TOKENIZER_FILES, *ADAPTER_FILES)
 
 # %% ../../nbs/02h_saving.ipynb #e5ab892d
 def _to_disk(path: Path) -> None:

@@ -18,7 +18,7 @@ from ..classifier import features_of
 from ..features import feature_statistics
 from ..metrics import classification_metrics
 from ..models.checkpoints import quiet_transformers
-from ..models.encoding import check_length
+from ..models.trials import tried_length
 from lpft_nb.models.fingerprints import (
     function_fingerprint,
     hooks_of,
@@ -67,7 +67,7 @@ def encode_split(
     max_length: int,  # tokens; longer texts are cut and counted
 ) -> EncodedDataset:
     "Tokenise a split, through the cache where everything that the tokenizer does can be part of the key."
-    check_length(max_length, model.inputs.position_limit, model.tokenizer)
+    tried_length(model, max_length)
     compute = lambda: _tokens(model, split, max_length)
     tokenizer = tokenizer_fingerprint(model.tokenizer)
     if tokenizer is None:

@@ -172,3 +172,30 @@ def test_wrong_batches(tiny_model):
 def test_an_image_model_is_no_backbone():
     with pytest.raises(ClassifierError, match="no text backbone for model type 'bart'"):
         backbone_class(transformers.BartConfig())
+
+
+def test_a_mask_that_is_no_mask_and_ids_without_a_row_are_refused(tiny_model):
+    model = tiny_model("bert")
+    batch = model.tokenize(TEXTS)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    types = torch.zeros_like(ids)
+    wrong = [
+        ((ids, 2 * mask), "0 and 1"),
+        ((ids, -mask), "0 and 1"),
+        ((ids, mask.double()), "0 and 1, got torch.float64"),
+        ((ids + 100, mask), "input_ids holds .*expected 0 to 127"),
+        ((ids - 5, mask), "input_ids holds -"),
+        ((ids.double(), mask), "input_ids must be integers"),
+        ((ids, mask, types + 2), "token_type_ids holds 2, expected 0 to 1"),
+        ((ids, mask, types[:, 1:]), "token_type_ids must be integers of shape"),
+    ]
+    for inputs, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            model.features(*inputs)
+    assert torch.equal(model.features(ids, mask.bool()), model.features(ids, mask))
+    for example, message in (
+        ({"input_ids": [4, 5, 6], "attention_mask": [1, 1]}, "of one length"),
+        ({"input_ids": [4, 5], "attention_mask": [0.5, 1.0]}, "must hold integers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pad_encoded([example])

@@ -8,8 +8,11 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from lpft_nb.classifier import features_of
+from lpft_nb.models.checkpoints import ClassifierError
 from lpft_nb.models.encoding import pad_encoded, text_rows, unpad
 
 
@@ -106,3 +109,14 @@ def test_pad_refuses_labels(tiny_model):
         features_of(model, {**model.tokenize(TEXTS), "labels": torch.zeros(4, 1)})
     with pytest.raises(ValueError, match="no examples"):
         model.pad([])
+
+
+def test_a_text_that_the_tokenizer_cannot_read_is_named(tiny_model):
+    model = tiny_model("bert")
+    with pytest.raises(ClassifierError, match="example 1 cannot be encoded"):
+        model.encode(["a cat", "half a letter \ud83d"])
+    model.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"cat": 0, "</s>": 1})), pad_token="</s>"
+    )
+    with pytest.raises(ClassifierError, match="example 1 cannot be encoded: .*dog.*unknown words"):
+        model.encode(["cat", "dog"])

@@ -8,6 +8,7 @@ import transformers
 from conftest import ARCHITECTURES, build_backbone_config, build_tokenizer
 from kernel_oracle import assert_exact, oracle
 from model_oracle import TEXTS, TOLERANCE
+from tokenizers import processors
 
 from lpft_nb.classifier import Classifier, describe_model, features_of, logits_of
 from lpft_nb.models.checkpoints import ClassifierError
@@ -244,3 +245,120 @@ def test_other_logits_are_refused():
 def test_own_is_no_pooling_to_ask_for(tiny_checkpoint):
     with pytest.raises(ValueError, match="unknown pooling 'own'"):
         Classifier.from_pretrained(tiny_checkpoint, num_labels=2, pooling="own")
+
+
+# --- the same text for both
+
+
+def ending_in(token, number):
+    "A tokenizer that ends every text with one token."
+    tokenizer = build_tokenizer()
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {token}", pair=f"$A $B {token}", special_tokens=[(token, number)]
+    )
+    tokenizer.pad_token = token
+    return tokenizer
+
+
+def test_a_tokenizer_that_writes_the_models_padding_into_texts_is_refused():
+    model = fine_tuned("gpt2")
+    model.config.pad_token_id = 2  # as its end of text
+    tokenizer = ending_in("</s>", 2)
+    with pytest.raises(ClassifierError, match="'</s>' into each text.*pad_token_id"):
+        Classifier.from_sequence_classifier(model, tokenizer=tokenizer)
+    model.config.pad_token_id = 1
+    Classifier.from_sequence_classifier(model, tokenizer=tokenizer)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_predicted():
+    with pytest.raises(ClassifierError, match="no row"):
+        taken(fine_tuned("bert", vocab_size=20))
+    with pytest.raises(ClassifierError, match="token type 2, and the model knows 2"):
+        model = fine_tuned("bert", type_vocab_size=2)
+        tokenizer = build_tokenizer()
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A", pair="$A:1 $B:2", special_tokens=[]
+        )
+        Classifier.from_sequence_classifier(model, tokenizer=tokenizer)
+
+
+def test_big_bird_is_refused_where_a_short_text_would_change_it_and_the_callers_stays():
+    config = transformers.BigBirdConfig(
+        vocab_size=128, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64, block_size=4, num_random_blocks=1,
+        pad_token_id=1, id2label=NAMES,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.BigBirdForSequenceClassification(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    with pytest.raises(ClassifierError, match='attention_type="original_full"'):
+        taken(model, max_length=64)
+    assert model.bert.attention_type == "block_sparse"
+    taken(model, max_length=16)
+    assert model.bert.attention_type == "block_sparse"
+    model.bert.set_attention_type("original_full")
+    model.config.attention_type = "original_full"
+    taken(model, max_length=64)
+
+
+def test_more_that_cannot_be_taken_apart():
+    ours = taken(fine_tuned("bert"))
+    with pytest.raises(ClassifierError, match="a Classifier of ours already"):
+        Classifier.from_sequence_classifier(ours)
+    with torch.device("meta"):
+        empty = transformers.BertForSequenceClassification(build_backbone_config("bert"))
+    with pytest.raises(ClassifierError, match="meta device"):
+        Classifier.from_sequence_classifier(empty)
+
+
+def test_models_without_a_table_of_words_and_with_a_shortest_text():
+    small = dict(hidden_size=16, num_attention_heads=2, intermediate_size=32, id2label=NAMES)
+    canine = transformers.CanineConfig(**small, num_hidden_layers=1, max_position_embeddings=64)
+    with pytest.raises(ClassifierError, match="Canine"):  # it reads no text of a few letters
+        Classifier.from_sequence_classifier(transformers.CanineForSequenceClassification(canine))
+
+
+@pytest.mark.parametrize("wrong", [{1: "a", 2: "b", 3: "c"}, {0: "a", 1: "a", 2: "b"}])
+def test_classes_that_are_numbered_otherwise_are_refused(wrong):
+    model = fine_tuned("bert")
+    model.config.id2label = wrong
+    with pytest.raises(ClassifierError, match="classes 0, 1"):
+        taken(model)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "roberta", "bert"])
+def test_a_text_that_spells_the_padding_is_refused_where_the_model_would_read_it_otherwise(
+    name, tmp_path
+):
+    model = fine_tuned(name, dtype=torch.float32)
+    ours = taken(model)
+    ours.save_pretrained(tmp_path)
+    text = ["the cat <pad> sat <pad>"]
+    for each in (ours, Classifier.from_pretrained(tmp_path)):
+        if name == "bert":
+            expected = of_transformers(model, text)
+            torch.testing.assert_close(logits_of(each, text), expected, rtol=0, atol=1e-5)
+        else:
+            with pytest.raises(ValueError, match="takes for padding"):
+                each.predict(text)
+        each.predict(["the cat", "the cat sat"])
+
+
+def test_the_shortest_text_has_the_tokenizers_special_tokens():
+    "Funnel reads no text of a single token."
+    config = transformers.FunnelConfig(
+        vocab_size=128,
+        d_model=16,
+        n_head=2,
+        d_head=8,
+        d_inner=32,
+        block_sizes=[1, 1],
+        id2label=NAMES,
+    )
+    model = transformers.FunnelForSequenceClassification(config)
+    assert taken(model).max_length == 64
+    with pytest.raises(ClassifierError, match="as short as 1 tokens"):
+        Classifier.from_sequence_classifier(model)

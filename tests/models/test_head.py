@@ -1,5 +1,6 @@
 """The head: how it starts, how it is set, and the loss behind it."""
 
+import numpy as np
 import pytest
 import torch
 from model_oracle import TEXTS
@@ -101,3 +102,24 @@ def test_a_head_without_bias(tiny_model, tmp_path):
     assert Classifier.from_pretrained(tmp_path).head.bias is None
     with pytest.raises(ClassifierError, match="head_bias=False, asked for True"):
         Classifier.from_pretrained(tmp_path, head_bias=True)
+
+
+def test_what_is_no_label_and_no_number_of_rows_is_refused(tiny_model):
+    model = tiny_model("bert")
+    batch = model.tokenize(TEXTS[:2])
+    for labels in ([0, -(2**31)], [True, False]):
+        with pytest.raises(ValueError, match="labels must be"):
+            model(**batch, labels=torch.tensor(labels))
+    with pytest.raises(ValueError, match="positive number of rows, got 0"):
+        model(**batch, labels=torch.tensor([0, 1]), num_items_in_batch=0)
+
+
+def test_a_temperature_is_any_positive_number(tiny_model):
+    model = tiny_model("bert")
+    for two in (2, 2.0, np.float32(2), np.int64(2), torch.tensor(2.0)):
+        softer = model.with_temperature(two)
+        assert torch.equal(softer.head.weight, model.head.weight / 2)
+        assert softer.config.history[-1] == {"temperature": 2.0}
+    for wrong in (10**400, True, "2", None, float("nan"), -1, 0, torch.ones(2)):
+        with pytest.raises(ValueError, match="temperature must be a positive finite number"):
+            model.with_temperature(wrong)

@@ -1,6 +1,7 @@
 """Saved models come back bit for bit, backbones get a head, what does not fit is refused, and descriptions agree with the loaded model."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -292,3 +293,100 @@ def test_a_saved_configuration_without_a_backbone_is_refused(tiny_model, tmp_pat
     for ask in (describe_model, Classifier.from_pretrained):
         with pytest.raises(ClassifierError, match="backbone"):
             ask(tmp_path, num_labels=3)
+
+
+ADAPTER = {"peft_type": "LORA", "r": 2, "target_modules": ["query"], "base_model_name_or_path": "."}
+
+
+@pytest.mark.parametrize("kind", ["saved", "backbone", "adapter alone"])
+def test_an_adapter_beside_a_model_is_refused_and_does_not_outlive_a_save(
+    tiny_model, tmp_path, kind
+):
+    model = tiny_model("bert", dtype=torch.float32)
+    if kind != "adapter alone":
+        (model if kind == "saved" else model.backbone).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(ADAPTER))
+    save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    for ask in (Classifier.from_pretrained, describe_model):
+        with pytest.raises(ClassifierError, match="adapter_config.json.*merge the adapter first"):
+            ask(tmp_path, num_labels=3)
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("adapter_*"))
+    assert torch.equal(Classifier.from_pretrained(tmp_path).head.weight, model.head.weight)
+
+
+def test_our_own_adapters_are_no_stray_ones(tiny_model, tmp_path):
+    model = tiny_model("bert", dtype=torch.float32)
+    add_lora(model, r=2, alpha=2)
+    model.save_pretrained(tmp_path)
+    assert Classifier.from_pretrained(tmp_path).config.lora["r"] == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", "[1]"),
+        ("config.json", '{"model_type": "be'),
+        ("config.json", '{"model_type": "bert", "hidden_size": "wide"}'),
+        ("tokenizer.json", '{"version": "1.0", "trunc'),
+        ("tokenizer_config.json", "[1]"),
+        ("tokenizer_config.json", '{"tokenizer_class": "Pre'),
+        ("model.safetensors", "no weights"),
+        ("model.safetensors.index.json", "{}"),
+    ],
+)
+def test_a_damaged_file_is_named(tiny_checkpoint, tmp_path, file, text):
+    shutil.copytree(tiny_checkpoint, tmp_path, dirs_exist_ok=True)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ClassifierError, match=file.replace(".", r"\.")):
+        Classifier.from_pretrained(tmp_path, num_labels=2)
+
+
+def test_a_saved_classifier_with_more_than_its_configuration_says_is_refused(tiny_model, tmp_path):
+    tiny_model("bert").save_pretrained(tmp_path)
+    kept = json.loads((tmp_path / "config.json").read_text())
+    fewer = kept | {"backbone": kept["backbone"] | {"num_hidden_layers": 1}}
+    for changed, message in ((kept | {"head_bias": False}, "head.bias"), (fewer, "layer.1.")):
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ClassifierError, match=f"no place: .*{message}"):
+            Classifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_backbone_with_more_layers_than_its_configuration_says_is_refused(tmp_path, whole):
+    config = build_backbone_config("bert")
+    kind = transformers.BertForMaskedLM if whole else transformers.BertModel
+    kind(config).save_pretrained(tmp_path)
+    kept = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(kept | {"num_hidden_layers": 1}))
+    with pytest.raises(ClassifierError, match="no place: .*encoder.layer.1"):
+        Classifier.from_pretrained(tmp_path, num_labels=2, max_length=64)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"id2label": {"1": "a", "2": "b", "3": "c"}},
+        {"id2label": {"0": "a", "1": "a", "2": "c"}},
+        {"label2id": {"LABEL_0": 1, "LABEL_1": 0, "LABEL_2": 2}},
+    ],
+)
+def test_a_saved_classifier_whose_classes_contradict_themselves_is_refused(
+    tiny_model, tmp_path, labels
+):
+    tiny_model("bert").save_pretrained(tmp_path)
+    kept = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(kept | labels))
+    for ask in (Classifier.from_pretrained, describe_model):
+        with pytest.raises(ClassifierError, match="classes 0, 1|contradict"):
+            ask(tmp_path, num_labels=3)
+
+
+def test_the_head_of_a_seed_is_the_same_whatever_the_default_type(tiny_checkpoint):
+    expected = Classifier.from_pretrained(tiny_checkpoint, num_labels=2, seed=3).head.weight
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = Classifier.from_pretrained(tiny_checkpoint, num_labels=2, seed=3).head.weight
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)

@@ -16,7 +16,7 @@ from lpft_nb.models.checkpoints import ClassifierError
 from lpft_nb.models.encoding import fit_tokenizer
 from lpft_nb.models.head import check_class_order, label_map
 from lpft_nb.models.loading import fresh_config, stated_pooling, take_customary
-from lpft_nb.models.trials import observed_limit, trial_examples, try_backbone
+from lpft_nb.models.trials import _tried, observed_limit, trial_examples, try_backbone
 from lpft_nb.stages import LinearProbe, run_stages
 from lpft_nb.tasks import load_task
 
@@ -184,7 +184,9 @@ def test_positions_that_the_backbone_counts_otherwise_are_left_to_it():
     (example,) = trial_examples(model.backbone, (7,))
     with torch.no_grad():
         own = model.backbone(torch.tensor([example["input_ids"]])).last_hidden_state[:, 0]
-        assert_close(model.features(torch.tensor([example["input_ids"]]), torch.ones(1, 7)), own)
+        assert_close(
+            model.features(torch.tensor([example["input_ids"]]), torch.ones(1, 7).long()), own
+        )
 
 
 def test_a_good_backbone_passes_and_is_left_as_it_was(architecture):
@@ -325,7 +327,29 @@ def test_a_tokenizer_without_a_rust_backend_serves(tmp_path):
     assert_close(together[:1], model.predict(["a"]).probabilities, rtol=0, atol=1e-6)
 
 
+def test_a_text_that_spells_a_token_outside_the_table_is_refused_by_name(tmp_path):
+    checkpoint(tmp_path, build_backbone_config("bert", vocab_size=len(build_tokenizer())), False)
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<extra>"})
+    tokenizer.save_pretrained(tmp_path)
+    model = Classifier.from_pretrained(tmp_path, num_labels=2)
+    with pytest.raises(ValueError, match="input_ids holds .* special token"):
+        model.predict(["find <extra>"])
+
+
 # --- customary arguments
+
+
+@pytest.mark.parametrize("length", [-5, 0, True, "128", 1.5])
+def test_a_length_that_is_none_is_refused_before_anything_is_loaded(length):
+    with pytest.raises(ValueError, match="max_length must be a positive number"):
+        Classifier.from_pretrained("nowhere", num_labels=2, max_length=length)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True])
+def test_a_batch_size_that_is_none_is_refused(tiny_checkpoint, size):
+    with pytest.raises(ValueError, match="batch_size must be a positive whole number"):
+        Classifier.from_pretrained(tiny_checkpoint, num_labels=2).predict(["a"], batch_size=size)
 
 
 def test_customary_arguments_are_translated(tiny_checkpoint):
@@ -337,7 +361,7 @@ def test_customary_arguments_are_translated(tiny_checkpoint):
         id2label={"1": "yes", "0": "no"},
         label2id={"no": 0, "yes": 1},
         use_safetensors=True,
-        ignore_mismatched_sizes=True,
+        use_fast=True,
         low_cpu_mem_usage=True,
     )
     assert model.dtype == torch.bfloat16 and model.config.id2label == {0: "no", 1: "yes"}
@@ -353,6 +377,28 @@ def test_customary_arguments_are_translated(tiny_checkpoint):
         (dict(problem_type="regression"), "chooses one class"),
         (dict(label2id={"a": 0, "b": 1}), "label_names"),
         (dict(attn_implementation="eager", attention="sdpa"), "give one of them"),
+        (dict(num_lables=2), "unknown argument num_lables: did you mean 'num_labels'"),
+        (dict(use_fast=False), r"model\.tokenizer"),
+        (dict(tokenizer="mine"), r"model\.tokenizer"),
+        (dict(output_hidden_states=True), r"model\.features"),
+        (dict(ignore_mismatched_sizes=True), "another shape"),
+        (dict(from_tf=True), "only safetensors"),
+        (dict(max_memory={0: "1GB"}), r"model\.to"),
+        (dict(offload_folder="here"), r"model\.to"),
+        (dict(key_mapping={"a": "b"}), "key_mapping"),
+        (dict(config="here"), "config must be a configuration"),
+        (dict(id2label=["a", "b"]), "got \\['a', 'b'\\]"),
+        (dict(id2label={1: "a", 2: "b"}), "classes 0, 1"),
+        (dict(id2label={0: "a", 1: "a"}), "classes 0, 1"),
+        (dict(id2label={0: "a", 1: "b"}, label2id={"a": 1, "b": 0}), "contradict each other"),
+        (dict(label_names="no"), "label_names must be a list"),
+        (dict(label_names={0: "a", 1: "b"}), "label_names must be a list"),
+        (dict(seed=-1), "seed must be"),
+        (dict(seed=1.5), "seed must be"),
+        (dict(seed=True), "seed must be"),
+        (dict(head_bias="no"), "head_bias must be"),
+        (dict(head_dropout=float("nan")), "head_dropout must be"),
+        (dict(head_dropout="0.1"), "head_dropout must be"),
     ],
 )
 def test_customary_arguments_without_a_meaning_are_refused(tiny_checkpoint, given, message):
@@ -384,7 +430,7 @@ def test_the_same_classes_in_another_order_are_refused(tiny_checkpoint, toy_task
 def test_other_names_say_nothing_about_the_order():
     check_class_order(["LABEL_0", "LABEL_1"], ["no", "yes"])
     check_class_order(["No", "Yes"], ["no", "yes"])
-    for own in (["yes", "no"], ["YES", "No"]):
+    for own in (["yes", "no"], ["YES", "No"], [" yes", "no "], ["maybe", "no"], ["yes", "x", "y"]):
         with pytest.raises(ClassifierError, match="another order"):
             check_class_order(own, ["no", "yes"])
 
@@ -403,3 +449,62 @@ def test_a_head_that_somebody_trained_is_not_dropped_in_silence(tmp_path, caplog
     build_tokenizer().save_pretrained(tmp_path)
     Classifier.from_pretrained(tmp_path, num_labels=2)
     assert "trained for no, yes" in caplog.text and "from_sequence_classifier" in caplog.text
+
+
+# --- lengths, rounding, other devices
+
+
+def dynamic_llama(dtype=torch.float32):
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    config = build_backbone_config("llama", max_position_embeddings=40, rope_parameters=rope)
+    return classifier_of(spread(build_backbone(config)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_rotation_that_depends_on_the_longest_text_is_refused_beyond_its_length(dtype):
+    model = dynamic_llama(dtype)
+    assert try_backbone(model, longest=64).position_limit == 40  # as its configuration says
+    model = dynamic_llama(dtype)
+    with pytest.raises(ClassifierError, match="beside a longer text"):
+        _tried(model, model.inputs, shortest=1, longest=64)
+
+
+def test_a_length_beyond_the_tried_one_is_tried_when_it_is_asked_for(tmp_path):
+    model = dynamic_llama()
+    model.tokenizer, model.config.max_tokens = build_tokenizer(), 16
+    model.save_pretrained(tmp_path)
+    model = Classifier.from_pretrained(tmp_path)
+    assert model.inputs.tried == 16 and repr(model.inputs).count("tried") == 0
+    model.encode(["the cat"], max_length=32)
+    assert model.inputs.tried == 32
+    for ask in (model.encode, model.tokenize, model.count_truncated):
+        with pytest.raises(ValueError, match="more than the 40 positions"):
+            ask(["the cat"], max_length=64)
+    with pytest.raises(ValueError, match="more than the 40 positions"):
+        Classifier.from_pretrained(tmp_path, max_length=64)
+
+
+def test_weights_of_16_bits_keep_their_type_and_numbers():
+    model = classifier_of(spread(build_backbone(build_backbone_config("bert"))).bfloat16())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try_backbone(model)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("GPTJConfig", dict(n_positions=48, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)),
+        ("CodeGenConfig", dict(n_positions=48, n_embd=16, n_layer=1, n_head=4, rotary_dim=4)),
+        ("CTRLConfig", dict(n_positions=48, n_embd=16, n_layer=1, n_head=2, dff=32)),
+        ("MptConfig", dict(max_seq_len=48, d_model=16, n_layers=1, n_heads=2)),
+    ],
+)
+def test_a_limit_that_no_lookup_shows_is_the_stated_one(name, changes, tmp_path):
+    config = getattr(transformers, name)(vocab_size=100, bos_token_id=0, eos_token_id=2, **changes)
+    checkpoint(tmp_path, config)
+    model = Classifier.from_pretrained(tmp_path, num_labels=2)
+    assert model.max_length == 48
+    model.predict([" ".join(["cat"] * 200), "dog"])
+    with pytest.raises(ValueError, match="48 positions"):
+        Classifier.from_pretrained(tmp_path, num_labels=2, max_length=64)

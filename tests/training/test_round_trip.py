@@ -108,7 +108,7 @@ def test_a_stage_that_adds_what_no_file_knows_is_refused(tmp_path):
             return super().prepare(model, seed)
 
     model = small()
-    with pytest.raises(ClassifierError, match=r"what differs: backbone\.more"):
+    with pytest.raises(ClassifierError, match=r"no place: backbone\.more"):
         tried(model, tmp_path, Adding())
     assert not hasattr(model.backbone, "more")
 
