@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .notebooks import find_experiment
 from .parameters import ParameterError, parameters_of_file
 
 # %% ../../nbs/14f_sweep_command.ipynb #14f00006
@@ -119,6 +118,7 @@ def show_sweep(
 ) -> int:  # the exit code
     "Plan or make a sweep."
     if options.schema is not None:
+        from lpft_nb.lab.notebooks import find_experiment
         from lpft_nb.lab.sweep_file import sweep_schema
 
         print(json.dumps(sweep_schema(find_experiment(options.schema)), indent=2))
