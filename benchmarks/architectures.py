@@ -8,6 +8,7 @@ The kernel is compared with plain autograd in float64, one example and one class
 made for images or sound as well, is listed as not tried.
 """
 
+import inspect
 import json
 import logging
 import os
@@ -133,10 +134,18 @@ def save_tiny(name: str, folder: str) -> None:
         for parameter in backbone.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
         if kind.main_input_name == "input_ids" and not config.is_encoder_decoder:
-            backbone.eval()(
-                torch.full((1, 8), 3)
-            )  # what transformers cannot run says nothing of us
+            # what transformers cannot run says nothing of us
+            backbone.eval()(torch.full((1, 8), 3), **backbone_inputs_of(backbone))
     backbone.save_pretrained(folder)
+
+
+def backbone_inputs_of(backbone) -> dict:
+    """No cache of keys and values: a backbone that reads whole texts needs none, and some small ones cannot make it."""
+    return (
+        {"use_cache": False}
+        if "use_cache" in inspect.signature(backbone.forward).parameters
+        else {}
+    )
 
 
 def kernel_error(model) -> float | None:
