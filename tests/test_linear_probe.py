@@ -223,6 +223,30 @@ def test_separable_without_penalty_is_refused(classes):
     assert fit_logistic(features, labels, 1e6).gradient_norm <= 1e-10
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_optimum_of_far_separated_classes_is_exact(classes):
+    """Losses of 1e-9 and less: lost in a difference, and in a softplus that ends at 20."""
+    features, labels = make(60, 80, classes, seed=3)
+    fit = fit_logistic(features * 5000, labels, 1e4)
+    assert fit.gradient_norm <= 1e-10 and fit.objective / 1e4 / len(labels) < 1e-7
+    logits = fit.logits(features * 5000)
+    others = logits - logits.gather(1, labels[:, None])
+    residuals = others.exp() / others.exp().sum(dim=1, keepdim=True)
+    rows = torch.arange(len(labels))
+    residuals[rows, labels] = 0
+    residuals[rows, labels] = -residuals.sum(dim=1)
+    pull = 1e4 * residuals.T @ (features * 5000)
+    weight = fit.weight * (2 if classes == 2 else 1)
+    torch.testing.assert_close(weight, -pull, rtol=1e-6, atol=1e-9 * weight.abs().max().item())
+
+
+def test_cross_validation_judges_optimal_heads():
+    features, labels = make(120, 150, 2, distance=0.05, seed=1)
+    quick = cross_validate(features * 3000, labels, [1.0, 1e2, 1e4])
+    exact = cross_validate(features * 3000, labels, [1.0, 1e2, 1e4], tolerance=1e-9)
+    torch.testing.assert_close(quick.accuracy, exact.accuracy, atol=1e-12, rtol=0)
+
+
 def test_too_few_iterations_are_reported():
     with pytest.raises(ConvergenceError, match="after 1 Newton steps.*standardise"):
         fit_logistic(*make(), 1.0, max_iterations=1)

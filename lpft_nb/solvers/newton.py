@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ConvergenceError', 'as_features', 'as_labels', 'check_penalty', 'Design', 'make_design', 'log_partition',
-           'targets_of', 'Problems', 'objective_of', 'gradient_of', 'separated', 'Solution', 'minimise']
+           'targets_of', 'losses_of', 'Problems', 'objective_of', 'gradient_of', 'separated', 'Solution', 'minimise']
 
 # %% ../../nbs/03b_probe_solver.ipynb #a2af3d67
 import math
@@ -138,7 +138,7 @@ def make_design(features: torch.Tensor, bias: bool) -> Design:
 def log_partition(scores: torch.Tensor) -> torch.Tensor:  # (B, 1, N)
     "log Σ exp over the rows of (B, R, N) scores; a single row stands for two classes, the first at score 0."
     if scores.shape[1] == 1:
-        return torch.nn.functional.softplus(scores)
+        return torch.logaddexp(scores, torch.zeros_like(scores))
     return scores.logsumexp(dim=1, keepdim=True)
 
 
@@ -146,6 +146,16 @@ def targets_of(labels: torch.Tensor, classes: int) -> torch.Tensor:  # (R, N) fl
     "One-hot rows of the labels; for two classes the row of class 1 alone."
     rows = torch.nn.functional.one_hot(labels, classes).T.double()
     return (rows[1:] if classes == 2 else rows).contiguous()
+
+
+def losses_of(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # (B, N)
+    "log(1 + Σ exp(z_k - z_y)) over the other classes, exact to the last digits however small it is."
+    if len(targets) == 1:
+        others = scores[:, 0] * (1 - 2 * targets[0])
+    else:
+        own = (scores * targets).sum(dim=1, keepdim=True)
+        others = (scores - own).masked_fill(targets.bool(), -math.inf).logsumexp(dim=1)
+    return torch.logaddexp(others, torch.zeros_like(others))
 
 # %% ../../nbs/03b_probe_solver.ipynb #5d2eeca0
 @dataclass
@@ -168,18 +178,27 @@ class Problems:
 
 def objective_of(problems: Problems, targets: torch.Tensor, design: Design) -> torch.Tensor:  # (B,)
     "Weighted mean loss plus half the ridge times the squared norm."
-    scores = problems.scores
-    losses = log_partition(scores).squeeze(1) - (scores * targets).sum(dim=1)
+    losses = losses_of(problems.scores, targets)
     squared_norm = (problems.coefficients.square() * design.penalised).sum(dim=(1, 2))
     return (problems.weights * losses).sum(dim=1) + 0.5 * problems.ridge * squared_norm
 
 
-def gradient_of(problems: Problems, targets: torch.Tensor, design: Design):
-    "Gradient (B, R, d) of the objective, and the probabilities (B, R, N)."
+def gradient_of(
+    problems: Problems, targets: torch.Tensor, design: Design
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "Gradient (B, R, d) of the objective, its norm (B,) in units of the residuals, and the probabilities (B, R, N)."
     probabilities = (problems.scores - log_partition(problems.scores)).exp()
-    residuals = problems.weights[:, None] * (probabilities - targets)
+    own = torch.expm1(-losses_of(problems.scores, targets))[:, None]  # exact where p is nearly one
+    residuals = problems.weights[:, None] * torch.where(targets.bool(), own, probabilities)
     shrinkage = problems.ridge[:, None, None] * design.penalised * problems.coefficients
-    return residuals @ design.matrix + shrinkage, probabilities
+    gradient = residuals @ design.matrix + shrinkage
+    unit = design.scale * residuals.square().sum(dim=1).sqrt().sum(dim=1)
+    return gradient, _inner(gradient, gradient).sqrt() / unit, probabilities
+
+
+def _inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:  # (B,)
+    "One inner product a problem."
+    return (left * right).sum(dim=(1, 2))
 
 # %% ../../nbs/03b_probe_solver.ipynb #913c83fa
 def _preconditioner(problems: Problems, probabilities: torch.Tensor, design: Design):
@@ -196,11 +215,6 @@ def _preconditioner(problems: Problems, probabilities: torch.Tensor, design: Des
         return (vectors[rows] @ (turned / denominators[rows])) @ design.basis.T
 
     return apply
-
-
-def _inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:  # (B,)
-    "One inner product a problem."
-    return (left * right).sum(dim=(1, 2))
 
 # %% ../../nbs/03b_probe_solver.ipynb #1a5ac976
 def _newton_direction(
@@ -256,7 +270,7 @@ def _line_search(
     "Halve the step of every problem until the objective falls (Armijo); returns the moved problems."
     direction, direction_scores = step
     start, slope = objective_of(problems, targets, design), _inner(gradient, direction)
-    rounding = 1e-14 * start.abs()
+    rounding = 1e-12 * start
     moved, length = problems, torch.ones_like(start)
     for _ in range(40):
         moved = replace(
@@ -284,7 +298,7 @@ class Solution(NamedTuple):
     "Where the minimiser stopped."
 
     problems: Problems
-    gradient_norms: torch.Tensor  # (B,) relative to the size of a feature row
+    gradient_norms: torch.Tensor  # (B,) of feature row times mean residual
     iterations: torch.Tensor  # (B,) Newton steps
 
 
@@ -309,8 +323,7 @@ def minimise(
     norms = torch.zeros(len(ridge), dtype=torch.float64)
     while True:
         part = problems.take(active)
-        gradient, probabilities = gradient_of(part, targets, design)
-        norms[active] = _inner(gradient, gradient).sqrt() / design.scale
+        gradient, norms[active], probabilities = gradient_of(part, targets, design)
         rows = (norms[active] > tolerance).nonzero().flatten()
         rows = rows[iterations[active[rows]] < max_iterations]
         rows = rows[(part.ridge[rows] > 0) | ~separated(part.scores[rows], targets)]
