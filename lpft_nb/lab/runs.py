@@ -144,14 +144,17 @@ def stages_of(
 # %% ../../nbs/11d_runs.ipynb #9cadfa84
 def load_data(
     parameters: Any,  # with task, and where declared protocol, max_train and what names columns
+    whole: "Task | None" = None,  # the task before it is cut, where it has been loaded
 ) -> "Task":
     "The task with its training set cut to max_train; raises ParameterError for a task that cannot be had."
     from lpft_nb.tasks import TaskError, load_task, take
 
     try:
         columns = _given(parameters, "label_column", "text_columns", "separator")
-        task = load_task(parameters["task"], **_declared(parameters, "protocol"), **columns)
-        return take(task, _given(parameters, "max_train").get("max_train"))
+        whole = whole or load_task(
+            parameters["task"], **_declared(parameters, "protocol"), **columns
+        )
+        return take(whole, _given(parameters, "max_train").get("max_train"))
     except TaskError as error:
         raise ParameterError(f"task={parameters['task']!r}: {error}") from error
 

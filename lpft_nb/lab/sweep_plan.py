@@ -114,10 +114,13 @@ def _task_of(parameters: Parameters, tasks: dict[str, Any]) -> "Task | None":
     "The task that parameters name, loaded once; None where there is no such parameter."
     if "task" not in parameters:
         return None
-    about = ("task", "protocol", "label_column", "text_columns", "separator", "max_train")
-    key = _key({name: parameters[name] for name in about if name in parameters})
+    about = ("task", "protocol", "label_column", "text_columns", "separator")
+    whole = {name: parameters[name] for name in about if name in parameters}
+    if _key(whole) not in tasks:  # read once, cut as often as there are sizes
+        tasks[_key(whole)] = load_data(whole)
+    key = _key(whole | {name: parameters[name] for name in ("max_train",) if name in parameters})
     if key not in tasks:
-        tasks[key] = load_data(parameters)
+        tasks[key] = load_data(parameters, tasks[_key(whole)])
     return tasks[key]
 
 
