@@ -196,6 +196,23 @@ def test_interrupted_leaves_nothing_running_and_goes_on(toys, tmp_path, capsys):
     assert len(records(tmp_path)) == 2
 
 
+def test_a_file_edited_meanwhile_is_said_and_the_next_call_makes_what_it_adds(
+    toys, tmp_path, capsys
+):
+    path = write(tmp_path, value=[1])
+    (toys / "wait").touch()
+    first = start(tmp_path)
+    until(lambda: len(begun(toys)) == 1)
+    write(tmp_path, value=[1, 2])
+    (toys / "wait").unlink()
+    shown, _ = first.communicate(timeout=90)
+    assert first.returncode == 0 and len(records(tmp_path)) == 1
+    assert f"{path.name} has been edited meanwhile" in shown
+    assert main(["sweep", "a.yaml"]) == 0
+    assert "1 made, 1 there before, 0 failed" in capsys.readouterr().out
+    assert len(records(tmp_path)) == 2
+
+
 def test_a_full_disk_loses_nothing(toys, tmp_path, capsys):
     small = tmp_path / "runs"
     small.mkdir()
