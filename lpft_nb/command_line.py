@@ -126,6 +126,12 @@ def repeat(options: argparse.Namespace) -> int:
     from lpft_nb.lab.launch import with_its_pooling
     from lpft_nb.records import RecordError, read_record
 
+    if options.f is not None:
+        raise ParameterError(
+            "--like takes the record's parameters, not those of -f; change single ones by -p"
+        )
+    if not options.tolerance >= 0:
+        raise ParameterError(f"--tolerance {options.tolerance:g}: expected a number of at least 0")
     try:
         original = read_record(options.like)
     except (OSError, RecordError) as error:

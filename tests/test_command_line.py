@@ -103,6 +103,12 @@ WRONG = {
     "twice": (["run", "lp_ft", "-p", "seeds", "1", "-p", "seeds", "2"], "given twice: seeds"),
     "output twice": (["run", "lp_ft", "-p", "output", "a", "--output", "b"], "given twice: output"),
     "no such record": (["run", "--like", "nothing.json"], "--like nothing.json"),
+    "a file beside a record": (
+        ["run", "--like", "nothing.json", "-f", "a.yaml"],
+        "not those of -f",
+    ),
+    "a negative tolerance": (["run", "--like", "nothing.json", "--tolerance", "-1"], "at least 0"),
+    "no tolerance": (["run", "--like", "nothing.json", "--tolerance", "nan"], "at least 0"),
     "no such file": (["run", "lp_ft", "-f", "nothing.yaml"], "cannot read"),
     "no such folder": (["results", "nothing"], "nothing"),
     "unknown task": (

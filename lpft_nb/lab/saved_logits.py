@@ -7,6 +7,7 @@ __all__ = ['COPIED', 'RUN_COLUMNS', 'results_folder', 'candidates', 'find_source
            'head_factor_rows', 'copied_rows', 'last_logits', 'judge', 'saved_calibration']
 
 # %% ../../nbs/46_calibration_runs.ipynb #09a89f2d
+import os
 import time
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def results_folder(
     from lpft_nb.records import find_results
 
     try:
-        folder = find_results() if records is None else Path(records).expanduser()
+        folder = find_results() if records is None else Path(os.path.expanduser(records))
     except FileNotFoundError as error:
         raise ParameterError(f"records: {error}") from error
     if not folder.is_dir():

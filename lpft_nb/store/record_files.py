@@ -144,7 +144,7 @@ def is_finished(
 def find_results() -> Path:
     "Folder of the results: LPFT_RESULTS, or the first `results` upwards of the working directory."
     if os.environ.get("LPFT_RESULTS"):
-        return Path(os.environ["LPFT_RESULTS"]).expanduser()
+        return Path(os.path.expanduser(os.environ["LPFT_RESULTS"]))
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "results").is_dir():
             return folder / "results"

@@ -6,7 +6,6 @@
 __all__ = ['SHOWN', 'check_round_trip', 'run_summary']
 
 # %% ../../nbs/10e_there_and_back.ipynb #d8e6d8ee
-import contextlib
 import copy
 import math
 import tempfile
@@ -30,9 +29,8 @@ def _prepared_copy(model: "Classifier", stages: Sequence["Stage"], seed: int) ->
     "A copy on the CPU with what the stages add."
     made = copy.deepcopy(model)
     cast(torch.nn.Module, made).to("cpu")
-    with contextlib.suppress(ValueError):
-        for stage in stages:
-            stage.prepare(made, seed)
+    for stage in stages:
+        stage.prepare(made, seed)
     return made.eval()
 
 

@@ -134,8 +134,14 @@ def test_a_model_without_tokenizer_is_compared_by_its_weights(tmp_path):
     tried(model, tmp_path)
 
 
-def test_what_cannot_be_prepared_yet_is_left_to_the_run(tmp_path):
-    tried(small(), tmp_path, LoRA(r=2), LoRA(r=2))  # the second needs the first one merged
+@pytest.mark.parametrize(
+    "second, message", [(LoRA(r=2), "merge"), (FineTune(trainable=("nowhere.*",)), "nowhere")]
+)
+def test_a_later_stage_that_cannot_start_is_refused_before_the_first_is_trained(
+    second, message, tmp_path
+):
+    with pytest.raises(ValueError, match=message):
+        tried(small(), tmp_path, LoRA(r=2), second)
 
 
 def test_a_run_tries_first_and_trains_nothing_where_it_fails(toy_task, tmp_path):
