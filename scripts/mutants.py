@@ -238,7 +238,7 @@ MUTANTS = (
     ),
     Mutant(
         "an open place is no hindrance to a verdict",
-        "lab/verdicts.py",
+        "evidence.py",
         "if len(sides[side]) == len(supports)]",
         "if len(sides[side])]",
         (

@@ -1,7 +1,6 @@
 """Floors, two sources of chance and verdicts: against closed forms and by hand, with faults."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
-from lpft_nb.intervals import Interval, confidence_interval
 from lpft_nb.lab.first_results import (
     OTHER_LIBRARIES,
     accuracy_difference,
@@ -17,11 +15,10 @@ from lpft_nb.lab.first_results import (
     cosine_drift,
     learning_rates,
     majority_share,
-    over_examples_too,
     right_answers,
     with_rates,
 )
-from lpft_nb.lab.verdicts import Verdict
+from lpft_nb.evidence import Verdict
 from lpft_nb.records import load_results, read_records
 from lpft_nb.tasks import load_task
 
@@ -61,28 +58,6 @@ def test_a_bag_of_words_of_pairs_is_refused(tmp_path):
     task = load_task(write_task(tmp_path, pairs=True), text_columns=("text", "other"))
     with pytest.raises(ValueError, match="text, other"):
         bag_of_words_accuracy(task)
-
-
-def test_with_equal_seeds_the_interval_is_the_normal_one_over_examples():
-    row = [1.0, 0.0, -1.0, 1.0, 0.0]
-    gaps = pd.DataFrame([row] * 3)
-    found = over_examples_too(confidence_interval(gaps.mean(axis=1)), gaps)
-    half = 1.96 * np.std(row, ddof=1) / math.sqrt(5)
-    np.testing.assert_allclose(found, (0.2, 0.2 - half, 0.2 + half))
-
-
-def test_with_equal_examples_the_interval_is_that_of_the_seeds():
-    gaps = pd.DataFrame(np.outer([0.1, 0.2, 0.4], np.ones(6)))
-    seeds = confidence_interval(gaps.mean(axis=1))
-    np.testing.assert_allclose(over_examples_too(seeds, gaps), seeds)
-
-
-def test_half_widths_add_as_squares():
-    gaps = pd.DataFrame(np.random.default_rng(0).normal(size=(4, 9)))
-    found = over_examples_too(Interval(0.5, 0.2, 0.8), gaps)
-    example = 1.96 * gaps.mean(axis=0).std(ddof=1) / 3
-    assert found.high - found.mean == pytest.approx(math.sqrt(0.3**2 + example**2))
-    assert found.mean == 0.5
 
 
 @pytest.fixture(scope="module")

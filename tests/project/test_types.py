@@ -28,7 +28,6 @@ STRICT = [
     "lpft_nb/kernel/streaming.py",
     "lpft_nb/lab/head_norm.py",
     "lpft_nb/lab/notebooks.py",
-    "lpft_nb/lab/verdicts.py",
     "lpft_nb/models/configuration.py",
     "lpft_nb/models/encoding.py",
     "lpft_nb/models/head.py",
