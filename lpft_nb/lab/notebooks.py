@@ -96,6 +96,12 @@ def _tagged(code: list[tuple[list[str], str]], tag: str, place: int, where: str)
         raise ParameterError(
             f"{where}: expected one cell with the tag `{tag}`, {order}, found {len(found)}"
         )
+    try:
+        ast.parse(found[0])
+    except SyntaxError as error:
+        raise ParameterError(
+            f"{where}, cell `{tag}`, line {error.lineno}: {error.msg}: {(error.text or '').strip()!r:.60}"
+        ) from error
     return found[0]
 
 

@@ -82,6 +82,10 @@ BROKEN = {
     ),
     "no claims": (replaced("CLAIMS = ", "CLAIM = "), "expected CLAIMS"),
     "a value that is computed": (replaced("CLAIMS = (", "CLAIMS = tuple("), "expected a literal"),
+    "no Python": (
+        replaced("CLAIMS = (", "CLAIMS = = ("),
+        "cell `experiment`, line .*invalid syntax",
+    ),
     "a statement that works": (
         replaced("\n\n\ndef plan", "\nprint(1)\n\n\ndef plan"),
         "functions only",
