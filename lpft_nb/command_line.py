@@ -112,7 +112,7 @@ def show_run(
         return show_plan(name, requested)
     executed, records = run_experiment(name, requested)
     from lpft_nb.records import load_results, read_record
-    from lpft_nb.store.tables import results_table
+    from lpft_nb.lab.cells import results_table
 
     print(f"\n{results_table(load_results([read_record(path) for path in records]))}\n")
     print(f"{len(records)} records in {records[0].parent}; `lpft-nb results` shows them again")
@@ -188,9 +188,9 @@ def default_results() -> Path:
 def show_results(
     options: argparse.Namespace,  # directory, csv, publish, target
 ) -> int:
-    "Print the final metrics of all records in a folder as a table or as CSV, or publish them."
+    "Print mean and interval of each cell of a folder's records and gather them, or publish them."
+    from lpft_nb.lab.cells import cells, gathered, results_table
     from lpft_nb.records import load_results, publish, read_records
-    from lpft_nb.store.tables import results_table
 
     try:
         folder = Path(options.directory or ("runs" if options.publish else default_results()))
@@ -203,12 +203,15 @@ def show_results(
     except FileNotFoundError as error:
         raise ParameterError(str(error)) from error
     if options.csv:
-        frame.to_csv(sys.stdout, index=False)
+        cells(frame).to_csv(sys.stdout, index=False)
+        gathered(folder)
         return 0
     print(f"{folder}\n{results_table(frame)}")
     failed = [record for record in records if record["status"] == "failed"]
     for record in failed:
         print(f"failed: {record['run_id']}: {record['error']}")
+    if index := gathered(folder):
+        print(f"every value of every run: {index}")
     return 0
 
 # %% ../nbs/11i_command_line_in_code.ipynb #6304ded3
@@ -337,7 +340,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder with records (default: runs, or where there is none the published ones)",
     )
-    results.add_argument("--csv", action="store_true", help="all metrics as CSV")
+    results.add_argument(
+        "--csv",
+        action="store_true",
+        help="all metrics of all stages as CSV: mean, interval and n of each cell",
+    )
     results.add_argument(
         "--publish", action="store_true", help="copy valid, finished records to the published ones"
     )

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -17,7 +18,12 @@ import yaml
 from conftest import ROOT
 from lpft_nb import __version__
 from lpft_nb.command_line import main, request_of_file
-from lpft_nb.experiments import find_experiment, list_experiments, requested_runs
+from lpft_nb.experiments import (
+    ParameterError,
+    find_experiment,
+    list_experiments,
+    requested_runs,
+)
 from lpft_nb.records import make_record, read_record, write_record
 from lpft_nb.store.cache import cached
 
@@ -168,6 +174,10 @@ def test_a_sweep_file_holds_a_right_request(path):
         (name for name in ("head_scale", "tangent_kernel", "feature_choice") if name in path.stem),
         "lp_ft",
     )
+    if "tune" in yaml.safe_load(path.read_text()):
+        with pytest.raises(ParameterError, match="lpft-nb sweep"):
+            request_of_file(str(path), None)
+        return
     named, request = request_of_file(str(path), None)
     assert named == name
     parameters = find_experiment(name).check(request)
@@ -224,24 +234,42 @@ def test_task_found_missing_by_the_notebook_exits_2(small_request, tmp_path, cap
 # results
 
 
-def test_results_as_csv_are_those_of_the_records(runs, record, capsys, caplog):
+def test_results_as_csv_are_cells_of_plain_numbers(runs, record, capsys, caplog):
     (record.parent / "broken.json").write_text("{")
+    good = read_record(record)
+    facts = {name: good[name] for name in ("experiment", "method", "task", "model", "parameters", "stages")}  # fmt: skip
+    shifted = [row | {"value": row["value"] + 0.5} for row in good["metrics"]]
+    write_record(make_record(**facts, seed=77, metrics=shifted), None, record.parent)
     assert main(["results", str(runs), "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert "broken.json" in caplog.text
-    wanted = ("FT", "test", "accuracy")
-    names = ("stage", "split", "metric")
-    shown = [
-        float(row["value"])
-        for row in rows
-        if row["run_id"] == record.stem and tuple(row[name] for name in names) == wanted
-    ]
-    recorded = [
-        row["value"]
-        for row in read_record(record)["metrics"]
-        if tuple(row[name] for name in names) == wanted
-    ]
-    assert shown == recorded and len(shown) == 1
+    names = ("method", "stage", "split", "metric")
+    shown = {tuple(row[name] for name in names): row for row in rows}
+    assert len(shown) == len(rows)
+    for row in good["metrics"]:
+        cell = shown[(good["method"], *(row[name] for name in names[1:]))]
+        mean, low, high = (float(cell[name]) for name in ("mean", "low", "high"))
+        assert mean == pytest.approx(row["value"] + 0.25) and cell["n"] == "2"
+        assert high - mean == pytest.approx(mean - low) == pytest.approx(12.706204736432095 * 0.25)
+
+
+def test_results_gather_every_value_of_every_run(runs, record, capsys):
+    assert main(["results", str(runs)]) == 0
+    index = runs / "index.parquet"
+    assert f"every value of every run: {index}" in capsys.readouterr().out
+    gathered = pd.read_parquet(index)
+    of_one = gathered[gathered["run_id"] == record.stem]
+    assert of_one["value"].tolist() == [row["value"] for row in read_record(record)["metrics"]]
+
+
+@pytest.mark.parametrize("asked", [[], ["--csv"]])
+def test_a_folder_that_cannot_be_written_is_shown_all_the_same(asked, runs, record, capsys, caplog):
+    (runs / "index.parquet").mkdir()  # in the way, also of a user who may write everywhere
+    assert main(["results", str(runs), *asked]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    said = [entry.message for entry in caplog.records if "index.parquet" in entry.message]
+    assert said == [f"no index.parquet was written: {runs}: Is a directory"]
+    assert not list(runs.glob(".*.tmp"))
 
 
 def test_results_are_published_and_shown(runs, record, tmp_path, capsys, monkeypatch):
@@ -288,6 +316,7 @@ def test_runs_with_different_settings_are_not_averaged(runs, record, capsys):
     shown = capsys.readouterr().out
     tests = [line.split() for line in shown.splitlines() if " FT " in line and " test " in line]
     assert "epochs" in shown.splitlines()[1] and sorted(line[-1] for line in tests) == ["1", "2"]
+    assert ["(n = 1)" in " ".join(line) for line in sorted(tests, key=lambda line: line[-1])] == [True, False]  # fmt: skip
     assert f"failed: {failed['run_id']}: no disk left" in shown
 
 

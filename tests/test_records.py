@@ -13,6 +13,7 @@ from scipy import stats
 from toy_records import make, write_all
 
 from lpft_nb import records
+from lpft_nb.store.tables import current_index
 
 # --- tables ---
 
@@ -322,3 +323,22 @@ def test_gather_is_deterministic_and_holds_no_folder(tmp_path):
     first = path.read_bytes()
     assert records.gather(tmp_path / "some_folder").read_bytes() == first
     assert str(tmp_path).encode() not in first and b"foreign.json" not in first
+
+
+def test_the_current_index_is_made_once_and_again_when_a_record_comes(tmp_path):
+    assert current_index(tmp_path) is None and not list(tmp_path.iterdir())
+    write_all(tmp_path / "lp_ft", {"FT": {0: 0.5}})
+    index = current_index(tmp_path)
+    assert index == tmp_path / "index.parquet" and len(pd.read_parquet(index)) == 2
+    before = index.stat().st_ino
+    assert current_index(tmp_path) == index and index.stat().st_ino == before
+    assert current_index(tmp_path / "lp_ft") == index  # the folder above holds these
+    write_all(tmp_path / "lp_ft", {"FT": {1: 0.6}})
+    assert current_index(tmp_path) == index and index.stat().st_ino != before
+    assert pd.read_parquet(index)["seed"].nunique() == 2
+
+
+def test_tries_are_in_no_index(tmp_path):
+    write_all(tmp_path, {"FT": {0: 0.5}})
+    write_all(tmp_path / "tries", {"FT": {7: 0.9}})
+    assert set(pd.read_parquet(current_index(tmp_path))["seed"]) == {0}

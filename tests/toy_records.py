@@ -14,6 +14,7 @@ def make(
     status="finished",
     model="tiny",
     fingerprint="f0",
+    pooling="mean",
     **parameters,
 ):
     stages = stages or {"LP": ["LP"], "FT": ["FT"], "LP-FT": ["LP", "FT"]}[method]
@@ -31,7 +32,7 @@ def make(
     return records.make_record(
         experiment="lp_ft", method=method, seed=seed, parameters={"max_train": 100, "epochs": 3, "learning_rate": 1e-5} | parameters,
         task={"name": task, "fingerprint": fingerprint, "sizes": {"train": 90}, "label_names": ["/a", "output"], "class_counts": {"output": 3}},
-        model={"id": model, "revision": None, "sha256": "ab" * 32, "pooling": "mean", "max_length": 128},
+        model={"id": model, "revision": None, "sha256": "ab" * 32, "pooling": pooling, "max_length": 128},
         stages=[{"name": stage, "seconds": 1.5} for stage in stages], metrics=metrics,
         history=[{"stage": stages[-1], "step": step, "epoch": step / 3, "metric": "loss", "value": 1 / (1 + step)} for step in range(4)],
         wall_seconds=2.0, peak_memory_bytes=10, status=status, surroundings=SURROUNDINGS,

@@ -97,7 +97,7 @@ def _show_plan(options: argparse.Namespace) -> int:
 def _show_outcome(outcome: Any, options: argparse.Namespace) -> int:
     "The table of results, what failed and why; 1 where anything did."
     from lpft_nb.records import load_results, read_record
-    from lpft_nb.store.tables import results_table
+    from lpft_nb.lab.cells import results_table
 
     if outcome.records:
         frame = load_results([read_record(path) for path in outcome.records])

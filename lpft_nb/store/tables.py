@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'ELSEWHERE', 'Records', 'PER_RUN', 'RESULT_COLUMNS', 'RUN_COLUMNS', 'TABLES', 'read_records', 'load_table',
-           'gather', 'results_table']
+           'gather', 'current_index']
 
 # %% ../../nbs/08c_gathered_table.ipynb #4ff64e7f
 import hashlib
@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -238,23 +238,32 @@ def _known_files(file: Path) -> dict[str, str]:
     return header.get("files", {}) if header.get("version") == _TABLE_VERSION else {}
 
 
-def _gathered(
-    folder: Path, contents: dict[Path, bytes | OSError], kind: str
-) -> pd.DataFrame | None:
-    "The gathered table of exactly these files, from their folder or the one above it; None where none matches."
-    place, folder, now = folder, Path(os.path.abspath(folder)), None
+def _matching(folder: Path, contents: dict[Path, bytes | OSError], kind: str) -> Generator[Path]:
+    "The gathered tables of exactly these files, in their folder or in the one above it."
+    place, now = folder, None
+    folder = Path(os.path.abspath(folder))
     for root, below in ((folder, ""), (folder.parent, f"{folder.name}/")):
         file = root / TABLES[kind].file
         if not contents or not file.is_file():
             continue
         try:
             known = _known_files(file)
-            known = {
-                name.removeprefix(below): known[name] for name in known if name.startswith(below)
-            }
-            now = now or _hashes(place, contents)
-            if known != now:
-                continue
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            logger.warning("records: %s is not used: %s", file.name, error)
+            continue
+        now = now or _hashes(place, contents)
+        if now == {
+            name.removeprefix(below): known[name] for name in known if name.startswith(below)
+        }:
+            yield file
+
+
+def _gathered(
+    folder: Path, contents: dict[Path, bytes | OSError], kind: str
+) -> pd.DataFrame | None:
+    "What the gathered table of exactly these files says; None where there is none that can be read."
+    for file in _matching(folder, contents, kind):
+        try:
             frame = pd.read_parquet(file)
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             logger.warning("records: %s is not used: %s", file.name, error)
@@ -305,38 +314,13 @@ def gather(
         write_atomically(folder / place.file, buffer.getvalue())
     return folder / TABLES["metrics"].file
 
-# %% ../../nbs/08c_gathered_table.ipynb #453d97b8
-def results_table(
-    frame: pd.DataFrame,  # as `load_results` returns it
-) -> str:
-    "Mean final accuracy, one line a configuration; the settings that differ within a method are columns. Runs without an accuracy are counted."
-    shown = frame[frame["final"] & (frame["metric"] == "accuracy") & (frame["split"] != "train")]
-    if not len(shown):
-        runs = frame.drop_duplicates("run_id").astype({"task": str, "model": str, "method": str})
-        counts = runs.groupby(["experiment", "task", "model", "method"], observed=True).size()
-        return (
-            counts.rename("runs").reset_index().to_string(index=False)
-            if len(runs)
-            else "no finished runs"
-        )
-    same = ["experiment", "task", "model", "method"]
-    known = {name: shown[name] for name in ("fingerprint", "pooling")} | _settings(shown, PER_RUN)
-    groups = [shown[name].astype(str) for name in same]
-    several = [
-        name
-        for name, values in known.items()
-        if (values.astype(str).groupby(groups, sort=False).nunique() > 1).any()
-    ]
-    by = [*groups, *(known[name].astype(str).rename(name) for name in several), shown["split"]]
-    table = shown["value"].groupby(by, sort=False).agg(accuracy="mean", runs="size")
-    return table.reset_index().to_string(index=False, float_format="{:.4f}".format)
-
-
-def _settings(frame: pd.DataFrame, left_out: tuple[str, ...]) -> dict[str, pd.Series]:
-    "Every setting of some rows as a column; what tells runs of one configuration apart is none."
-    used = [json.loads(text) for text in frame["parameters"]]
-    names = dict.fromkeys(name for one in used for name in one if name not in left_out)
-    return {
-        name: pd.Series([one.get(name) for one in used], index=frame.index, dtype=object)
-        for name in names
-    }
+# %% ../../nbs/08c_gathered_table.ipynb #8ce00002
+def current_index(
+    directory: str | Path,  # folder with records
+) -> Path | None:  # in that folder, or in the one above it; None where there is no record
+    "The file that holds the metrics of exactly these records, gathered where it is not there; raises OSError where it cannot be written."
+    folder = Path(directory)
+    contents = _contents(folder)
+    if not contents:
+        return None
+    return next(_matching(folder, contents, "metrics"), None) or gather(folder)
