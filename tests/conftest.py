@@ -43,6 +43,7 @@ atexit.register(shutil.rmtree, os.environ["LPFT_CACHE"], ignore_errors=True)
 LONGEST = (
     "types",
     "wheel",
+    "slurm",
     "browser",
     "tangent_kernel",
     "experiments",
@@ -81,6 +82,7 @@ SLOW = {
     "readme",
     "record",
     "saved_logits",
+    "slurm",
     "test_importing_every_module_opens_no_connection_and_needs_no_tool",
     "warm_python",
     "wheel",

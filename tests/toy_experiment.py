@@ -5,20 +5,25 @@ import os
 from pathlib import Path
 
 MAKE = """
+import json
 import os
 import time
 from pathlib import Path
 
 from lpft_nb.records import make_record, write_record
 
+SEEN = ("SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+
 
 def make(run):
     settings, folder = run.settings, Path(os.environ["TOY_FOLDER"])
+    told = {name: os.environ.get(name) for name in SEEN}
     with (folder / "began.txt").open("a") as file:
-        file.write(f"{os.getpid()} {run.name}\\n")
-    while (folder / "wait").exists():
+        file.write(f"{os.getpid()} {run.name} {json.dumps(told)}\\n")
+    value = str(settings["value"])
+    while (folder / "wait").exists() or value in (folder / "waits.txt").read_text().split():
         time.sleep(0.05)
-    if str(settings["value"]) in (folder / "fails.txt").read_text().split():
+    if value in (folder / "fails.txt").read_text().split():
         raise RuntimeError("the toy is to fail\\non two lines")
     score = 1 / (1 + abs(settings["rate"] - 2)) + run.seed * 1e-3
     rows = [
@@ -77,7 +82,8 @@ def write_toy(folder: Path, *, prose: str = "A toy.", script: str = SCRIPT) -> P
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     (folder / "toy_make.py").write_text(MAKE)
-    (folder / "fails.txt").touch()
+    for name in ("fails.txt", "waits.txt"):  # values of which a run fails, or waits
+        (folder / name).touch()
     path = folder / "toy.ipynb"
     path.write_text(json.dumps(book))
     return path
@@ -98,3 +104,9 @@ def begun(folder: Path) -> list[str]:
     "Names of the runs that were begun, in their order."
     path = folder / "began.txt"
     return [line.split()[1] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def surroundings(folder: Path) -> list[dict[str, str | None]]:
+    "What the runs that were begun have seen of their environment."
+    lines = (folder / "began.txt").read_text().splitlines()
+    return [json.loads(line.split(maxsplit=2)[2]) for line in lines]

@@ -54,7 +54,9 @@ def add_sweep_options(
     sweep.add_argument(
         "--executor", default="local", metavar="NAME", help="a Snakemake executor, such as slurm"
     )
-    sweep.add_argument("--profile", metavar="DIR", help="a Snakemake profile, for a cluster")
+    sweep.add_argument(
+        "--profile", metavar="DIR", help="a Snakemake profile, such as sweeps/profiles/slurm"
+    )
     sweep.add_argument(
         "--schema",
         metavar="EXPERIMENT",

@@ -52,7 +52,8 @@ class Resources(_Strict):
     "What one run takes."
 
     cpu: Count | None = Field(
-        default=None, description="cores; none: the cores divided among parallel runs"
+        default=None,
+        description="cores; none: those of this machine divided among parallel runs, or one on a cluster",
     )
     gpu: int = Field(default=0, ge=0, le=1, description="1: a card of its own")
     memory: Size = Field(default="4GiB", description="main memory")

@@ -37,17 +37,18 @@ def cards() -> list[str]:
 
 @contextlib.contextmanager
 def own_card(
-    wanted: bool,  # whether the run computes on a card
+    wanted: bool,  # whether the run computes on a card that nobody has chosen for it
     seconds_between_looks: float = 1.0,  # while all cards are held
 ) -> Generator[None]:
-    "Hold one card while a run uses it; on a cluster, or where none is wanted, do nothing."
-    if not wanted or os.environ.get("SLURM_JOB_ID"):
+    "Hold one card while a run uses it; where none is wanted, do nothing."
+    if not wanted:
         yield
         return
     found = cards()
     if not found:
         raise RunFailed("resources: gpu: 1, but this machine has no card; write gpu: 0")
-    folder = Path(tempfile.gettempdir()) / f"lpft-nb-cards-{os.getuid()}"
+    holder = "-".join(filter(None, [str(os.getuid()), os.environ.get("SLURM_JOB_ID")]))
+    folder = Path(tempfile.gettempdir()) / f"lpft-nb-cards-{holder}"
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:
         for number in found:

@@ -274,11 +274,12 @@ def test_the_schema_is_printed_for_editors(toys, capsys):
 
 
 def test_the_scheduler_gets_cores_memory_and_cards():
-    plan = {"cpu": 2, "gpu": 0, "mem_mb": 100, "minutes": 5}
+    plan = {"cpu": 2, "gpu": 0, "mem_mb": 100, "minutes": 5, "options": ["--slurm-qos", "long"]}
     local = scheduler_command(plan, Scheduling(jobs=3))
     assert local[local.index("--cores") + 1] == "6" and "--keep-going" in local
     slurm = scheduler_command(plan, Scheduling(jobs=3, executor="slurm"))
     assert "--cores" not in slurm and slurm[slurm.index("--executor") + 1] == "slurm"
+    assert slurm[-2:] == ["--slurm-qos", "long"] and "--slurm-qos" not in local
     with pytest.raises(ParameterError, match="at least one run"):
         check_scheduling(Scheduling(jobs=0))
 

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,10 +44,22 @@ def test_no_two_runs_hold_one_card(two_cards):
     assert {card for card, _ in found} == {"0", "1"}
 
 
-def test_the_cluster_chooses_on_a_cluster(two_cards, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with own_card(True):
+def test_a_run_that_takes_what_a_cluster_has_chosen_holds_no_card(two_cards, tmp_path):
+    with own_card(False):
         assert cards() == ["0", "1"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_cards_are_numbered_within_a_job_of_a_cluster(two_cards, monkeypatch):
+    """Two jobs on one machine may both call their card 0: neither keeps the other waiting."""
+    for job in ("7", "8"):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        held = own_card(True)
+        held.__enter__()
+        assert cards() == ["0"]
+        locks = sorted(Path(tempfile.gettempdir()).glob("lpft-nb-cards-*"))
+        assert locks[-1].name.endswith(f"-{job}")
 
 
 def test_a_machine_without_a_card_says_so(two_cards, monkeypatch):

@@ -32,7 +32,8 @@ def test_constraints_pin_everything_that_settings_require():
     core = [
         requirement
         for requirement in requirements
-        if canonicalize_name(requirement.name) not in ("snakemake", "gguf")
+        if canonicalize_name(requirement.name)
+        not in ("snakemake", "snakemake-executor-plugin-slurm", "gguf")
     ]
     needed = closure(
         core
@@ -103,7 +104,7 @@ def test_check_takes_format_and_lint_and_the_quick_tests():
     assert "ruff format --check" in check and "ruff check" in check and "-m quick" in check
 
 
-def test_makefile_asks_for_no_rights_and_ci_only_adds_a_browser():
+def test_makefile_asks_for_no_rights_and_ci_only_adds_a_browser_and_slurm():
     assert "sudo" not in MAKEFILE and "apt-get" not in MAKEFILE
     script = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "set -euo pipefail" in script and script.rstrip().endswith("exec make test")
