@@ -83,6 +83,7 @@ SLOW = {
     "record",
     "saved_logits",
     "slurm",
+    "several_processes",
     "test_importing_every_module_opens_no_connection_and_needs_no_tool",
     "warm_python",
     "wheel",

@@ -28,20 +28,25 @@ def python(warm_server) -> list[str]:
     return warm_server[1]
 
 
-@pytest.fixture(scope="session")
-def launching_warm(warm_server):
-    "A context in which the launcher's kernels are such processes, with everything else that the launcher says of them."
-    from lpft_nb.lab import launch
-
-    own_kernel = launch.own_kernel
+def warmed(own_kernel, spec: dict):
+    "The launcher's `own_kernel` with kernels of this description, and everything else that the launcher says of them."
 
     @contextlib.contextmanager
     def described(folder, report):
         with own_kernel(folder, report):
             path = folder / "kernels" / "python3" / "kernel.json"
-            spec = json.loads(path.read_text())
-            path.write_text(json.dumps(spec | warm_python.kernel(*warm_server)))
+            path.write_text(json.dumps(json.loads(path.read_text()) | spec))
             yield
+
+    return described
+
+
+@pytest.fixture(scope="session")
+def launching_warm(warm_server):
+    "A context in which the launcher's kernels are such processes."
+    from lpft_nb.lab import launch
+
+    described = warmed(launch.own_kernel, warm_python.kernel(*warm_server))
 
     @contextlib.contextmanager
     def context():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunFailed', 'kernel_environment', 'own_kernel', 'launch_name', 'Launched', 'launch', 'run_experiment', 'check_used',
-           'parameters_like', 'with_its_pooling', 'differences', 'surroundings']
+           'parameters_like', 'with_its_pooling', 'differences', 'surroundings', 'report_differences']
 
 # %% ../../nbs/11e_launch.ipynb #8341d056
 import contextlib
@@ -23,7 +23,7 @@ from .notebooks import find_experiment
 from .parameters import Parameter, ParameterError, Parameters
 from .runs import requested_runs, run_axes
 from ..store.cache import cache_limit, write_atomically
-from ..store.machine import threads
+from ..store.machine import World, threads
 
 
 class RunFailed(RuntimeError):
@@ -85,7 +85,7 @@ def launch_name(
 class Launched(NamedTuple):
     "What an experiment that has run leaves behind."
 
-    executed: Path  # the notebook
+    executed: Path  # the notebook; of several processes the first keeps it
     records: list[Path]
     modules: list[str]  # of this package that the notebook imported
 
@@ -98,7 +98,9 @@ def launch(
     experiment = find_experiment(name)
     wanted = experiment.check(requested)
     cache_limit(), threads()  # a wrong setting is told before anything starts
-    executed = Path(wanted["output"]) / name / f"{launch_name(wanted)}.ipynb"
+    world, folder = World.announced(), Path(wanted["output"]) / name
+    process = f".process-{world.rank}" if world.rank else ""
+    executed = folder / f"{launch_name(wanted)}{process}.ipynb"
     try:
         executed.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -121,6 +123,8 @@ def launch(
             )
         used = json.loads(report.read_text())
     check_used(wanted, used["parameters"], used["records"])
+    if world.rank > 0:  # the first process keeps the notebook
+        executed.unlink()
     return Launched(executed, [Path(path) for path in used["records"]], used["modules"])
 
 # %% ../../nbs/11e_launch.ipynb #11ea0000b
@@ -162,7 +166,7 @@ def _execute_notebook(
             start_timeout=300,
             progress_bar=False,
             stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
+            stderr_file=None if World.announced().rank else sys.stderr,
         )
     except papermill.PapermillExecutionError as error:
         if error.ename == "ParameterError":
@@ -285,3 +289,22 @@ def surroundings(
         for name in sorted(original["versions"] | repeated["versions"])
     ]
     return [f"{name}: {before} then, {now} now" for name, before, now in pairs if before != now]
+
+# %% ../../nbs/11e_launch.ipynb #11ea0011
+def report_differences(
+    original: dict[str, Any],  # a record
+    repeated: dict[str, Any],  # the record of its repetition
+    tolerance: float,  # relative to the larger of 1 and the original value
+) -> int:
+    "Print what differs between two records; 0 where no metric does, 1 otherwise."
+    table = differences(original, repeated, tolerance)
+    different = table[~table["equal"]]
+    for line in surroundings(original, repeated):
+        print(line)
+    if len(different):
+        print(different.drop(columns="equal").to_string(index=False))
+    largest = table["difference"].abs().max()
+    print(
+        f"{len(table)} metrics compared, {len(different)} differ by more than {tolerance:g}; the largest difference is {largest:.3g}"
+    )
+    return 1 if len(different) else 0

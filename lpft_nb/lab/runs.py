@@ -5,26 +5,26 @@
 # %% auto #0
 __all__ = ['logger', 'for_method', 'settings_of', 'run_axes', 'requested_runs', 'stages_of', 'load_data', 'load_model',
            'describe_task', 'describe_model_of', 'Run', 'run_name', 'placed', 'training_steps', 'plan_table', 'execute',
-           'claim', 'make_each']
+           'make_each']
 
 # %% ../../nbs/11d_runs.ipynb #58c8b6e3
-import contextlib
 import dataclasses
 import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
+from .claims import claim, leave_record
 from .named_types import Method, Seed
 from .parameters import ParameterError, Parameters
+from ..store.machine import World
 from ..store.names import METHODS
 
 if TYPE_CHECKING:
@@ -210,6 +210,7 @@ class Run:
     settings: dict[str, Any]  # everything that can change the result
     stages: list = field(default_factory=list)  # as `run_stages` takes them
     make: Callable[["Run"], Path] | None = None  # of an analysis: does it, writes the record
+    shared: bool = False  # whether `make` divides its work among the processes of a group
     task: dict[str, Any] = field(
         default_factory=dict
     )  # what the record says of it; empty: the loaded one
@@ -223,6 +224,13 @@ class Run:
         "The part of the record that is known before the run."
         known = ("experiment", "method", "seed", "task", "model")
         return {name: getattr(self, name) for name in known} | {"parameters": self.settings}
+
+    @property
+    def world(self) -> World:
+        "The processes that make it: all of the group where it trains or is shared, else this one."
+        if not (self.stages or self.shared):
+            return World(0, 1)
+        return World.current(self.settings.get("device", "cpu"))
 
     @property
     def state(self) -> str:
@@ -312,7 +320,7 @@ def execute(
     task: "Task",  # as `load_data` returns it
 ) -> Path:  # of the record
     "Make one run and write its record; a failure is recorded and raised again."
-    from lpft_nb.records import make_record, write_record
+    from lpft_nb.records import make_record
     from lpft_nb.stages import run_stages
 
     checkpoints, start = run.path.parents[1] / "checkpoints" / run.name, time.monotonic()
@@ -323,8 +331,9 @@ def execute(
     except Exception as error:
         message, spent = f"{type(error).__name__}: {error}", time.monotonic() - start
         failed = make_record(**run.identity, status="failed", error=message, wall_seconds=spent)
-        write_record(failed, None, run.path.parent)
+        leave_record(run, failed)
         raise
+    run.world.wait()  # every process is done with the checkpoints
     record = make_record(
         **run.identity,
         stages=result.stages,
@@ -335,8 +344,9 @@ def execute(
     )
     arrays = {name: array for name, array in result.arrays.items() if not name.endswith("/train")}
     axes = {name: "example" for name in arrays if name.startswith("labels/")}
-    path = write_record(record, arrays, run.path.parent, axes=axes)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    path = leave_record(run, record, arrays, axes=axes)
+    if run.world.rank == 0:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return path
 
 # %% ../../nbs/11d_runs.ipynb #e45fed51
@@ -355,25 +365,6 @@ def _make(run: Run, task: "Task | None") -> None:
         raise RuntimeError(f"the record was written as {path.name}, planned as {run.path.name}")
 
 
-@contextlib.contextmanager
-def claim(
-    run: Run,  # as `placed` returns it
-) -> Generator[bool]:  # whether it is ours
-    "Hold a run while it is made: True, or False where another process holds it. The system frees what a dead one held."
-    path = run.path.parent / ".claims" / f"{run.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
 def make_each(
     runs: list[Run],  # as `placed` returns them
     task: "Task | None" = None,  # as `load_data` returns it; not needed by an analysis
@@ -385,13 +376,14 @@ def make_each(
         elsewhere = []
         for number, run in waiting:
             with claim(run) as ours:
-                done = run.state == "finished"
+                done = run.world.from_first(run.state == "finished")
                 said = "already there" if done else "starts" if ours else "made by another process"
                 if run.name not in told or ours:
                     print(f"[{number}/{len(runs)}] {run.name}: {said}", flush=True)
                 told.add(run.name)
                 if not done and ours:
                     _make(run, task)
+                    run.world.wait()  # for the record
                 elif not done:
                     elsewhere.append((number, run))
         if len(elsewhere) == len(waiting):

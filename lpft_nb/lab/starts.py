@@ -21,6 +21,7 @@ from lpft_nb.decomposition import (
     residuals,
 )
 from .parameters import ParameterError
+from .claims import leave_record
 from .runs import Run, load_model
 from ..kernel_machines import IllConditionedKernel, kernel_regression
 from ..training.loop import is_head
@@ -184,7 +185,7 @@ def measure_start(
     memory: str,  # peak of a kernel over the starting point; changes nothing in the result
 ) -> Path:  # of the record
     "Compute the kernels at the start of a method's training stage, measure them, and write the record."
-    from lpft_nb.records import make_record, write_record
+    from lpft_nb.records import make_record
 
     settings, started = run.settings, time.monotonic()
     reset_peak_memory(settings["device"])
@@ -225,11 +226,9 @@ def measure_start(
     arrays = kernel_arrays(kernel, labels) | {"train_places": places, "test_places": test_places}
     record = make_record(
         **run.identity,
-        stages=[{"name": "start", "seconds": seconds}],
+        stages=[{"name": "start", "seconds": seconds, "processes": run.world.size}],
         metrics=rows,
         wall_seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(settings["device"]),
     )
-    return write_record(
-        record, arrays, run.path.parent, axes={name: axes_of(name) for name in arrays}
-    )
+    return leave_record(run, record, arrays, axes={name: axes_of(name) for name in arrays})
