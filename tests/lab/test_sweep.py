@@ -75,6 +75,16 @@ def command_of(process):
         return ""
 
 
+def has_ended(process):
+    "Whether a process has let go of its files: it is gone, or waits to be collected and its threads are gone."
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    state, threads = fields[0], int(fields[17])
+    return state == "Z" and threads == 1
+
+
 # --- one process ---------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +159,7 @@ def test_a_second_sweep_is_refused_as_long_as_the_first_or_its_scheduler_lives(
     scheduler = int(said.partition("process ")[2].split()[0])
     assert scheduler != first.pid and "snakemake" in command_of(scheduler)
     (toys / "wait").unlink()
-    until(lambda: len(records(tmp_path)) == 2 and not command_of(scheduler))
+    until(lambda: len(records(tmp_path)) == 2 and has_ended(scheduler))
     assert main(["sweep", "a.yaml"]) == 0
     assert "0 made, 2 there before" in capsys.readouterr().out and len(begun(toys)) == 2
 
