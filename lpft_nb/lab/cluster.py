@@ -7,6 +7,7 @@ __all__ = ['LONGEST_PAUSE', 'ENDED', 'check_profile', 'slurm_settings', 'status_
            'words_on_ends']
 
 # %% ../../nbs/14h_cluster_in_code.ipynb #14h00004
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -21,7 +22,7 @@ def check_profile(
     executor: str,  # that is asked for
 ) -> None:
     "Raise ParameterError for a folder that holds no profile of Snakemake, or one for another executor."
-    files = sorted(Path(profile).expanduser().glob("config*.yaml"))
+    files = sorted(Path(os.path.expanduser(profile)).glob("config*.yaml"))
     if not files:
         raise ParameterError(f"--profile {profile}: expected a folder with a config.yaml")
     try:

@@ -23,7 +23,7 @@ from .notebooks import find_experiment
 from .parameters import Parameter, ParameterError, Parameters
 from .runs import requested_runs, run_axes
 from ..store.cache import cache_limit, write_atomically
-from ..store.machine import World, threads
+from ..store.machine import World, threads, variable
 
 
 class RunFailed(RuntimeError):
@@ -59,15 +59,9 @@ def own_kernel(
     place = folder / "kernels" / "python3"
     place.mkdir(parents=True)
     write_atomically(place / "kernel.json", json.dumps(spec).encode())
-    before = os.environ.get("JUPYTER_PATH")
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(folder), before]))
-    try:
+    places = os.pathsep.join(filter(None, [str(folder), os.environ.get("JUPYTER_PATH")]))
+    with variable("JUPYTER_PATH", places):
         yield
-    finally:
-        if before is None:
-            del os.environ["JUPYTER_PATH"]
-        else:
-            os.environ["JUPYTER_PATH"] = before
 
 # %% ../../nbs/11e_launch.ipynb #da79447e
 def launch_name(

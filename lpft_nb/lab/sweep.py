@@ -211,7 +211,7 @@ def scheduler_command(
         command += ["--executor", scheduling.executor, "--jobs", str(scheduling.jobs)]
         command += plan["options"]
     if scheduling.profile is not None:
-        command += ["--profile", str(Path(scheduling.profile).expanduser().resolve())]
+        command += ["--profile", str(Path(os.path.expanduser(scheduling.profile)).resolve())]
     return command
 
 # %% ../../nbs/14e_sweep_in_code.ipynb #14e00012

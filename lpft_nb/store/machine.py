@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['device_here', 'resolve', 'threads', 'reset_peak_memory', 'peak_memory_bytes', 'Progress', 'MachineError', 'Group',
-           'World', 'first_prints']
+           'World', 'first_prints', 'variable']
 
 # %% ../../nbs/07a_machine.ipynb #a2ec352e
 import contextlib
@@ -292,3 +292,20 @@ def first_prints() -> Generator[None]:
         return
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
         yield
+
+# %% ../../nbs/07a_machine.ipynb #07a0a013
+@contextlib.contextmanager
+def variable(
+    name: str,  # of the environment
+    value: str,
+) -> Generator[None]:
+    "Set a variable of the environment while the context lasts."
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

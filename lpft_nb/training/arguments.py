@@ -8,13 +8,14 @@ __all__ = ['StageArguments', 'on_card', 'training_arguments']
 # %% ../../nbs/09e_one_device.ipynb #09e00004
 import contextlib
 import math
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments
+
+from ..store.machine import variable
 
 if TYPE_CHECKING:
     from lpft_nb.training.stage import TrainingStage
@@ -44,16 +45,9 @@ def on_card(
     if ":" not in device:
         yield
         return
-    before = os.environ.get("ACCELERATE_TORCH_DEVICE")
-    os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    try:
+    with variable("ACCELERATE_TORCH_DEVICE", device):
         yield
         torch.cuda.set_device(torch.device(device))
-    finally:
-        if before is None:
-            del os.environ["ACCELERATE_TORCH_DEVICE"]
-        else:
-            os.environ["ACCELERATE_TORCH_DEVICE"] = before
 
 # %% ../../nbs/09e_one_device.ipynb #09e00009
 def training_arguments(
