@@ -338,7 +338,9 @@ def test_the_current_index_is_made_once_and_again_when_a_record_comes(tmp_path):
     assert pd.read_parquet(index)["seed"].nunique() == 2
 
 
-def test_tries_are_in_no_index(tmp_path):
+@pytest.mark.parametrize("apart", ["tries", "grids/other"])
+def test_tries_and_other_grids_are_in_no_index(apart, tmp_path):
     write_all(tmp_path, {"FT": {0: 0.5}})
-    write_all(tmp_path / "tries", {"FT": {7: 0.9}})
+    write_all(tmp_path / apart, {"FT": {7: 0.9}})
     assert set(pd.read_parquet(current_index(tmp_path))["seed"]) == {0}
+    assert set(records.load_results(tmp_path / apart)["seed"]) == {7}

@@ -28,8 +28,8 @@ from .record_files import find_results, parse_record, read_record
 logger = logging.getLogger("lpft_nb")
 
 # %% ../../nbs/08c_gathered_table.ipynb #2b956fd8
-# beside the records: their JSON files are no mistake, and tries are not averaged with evaluations
-ELSEWHERE = {"checkpoints", "benchmarks", "tries", ".sweep"}
+# beside the records: their JSON files are no mistake; tries are not averaged with evaluations, nor one grid with another
+ELSEWHERE = {"checkpoints", "benchmarks", "tries", "grids", ".sweep"}
 Records = str | Path | Sequence[str | Path | dict] | None  # a folder, a list, or `find_results()`
 
 
