@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from repository import ROOT
 from toy_experiment import SCRIPT, begun, use_toy, write_toy
 
 from lpft_nb.command_line import main
@@ -53,6 +54,16 @@ def until(condition, seconds=90.0):
 
 def records(tmp_path):
     return sorted((tmp_path / "runs" / "toy").glob("*.json"))
+
+
+FAULTS = yaml.safe_load((ROOT / "nbs" / "sweep_faults.yml").read_text())
+
+
+def all_there(tmp_path, what, *, hit):
+    "Every run of the sweep has one good record in the end; the page tells the same numbers."
+    (told,) = [one for one in FAULTS if one["what"] == what]
+    statuses = [read_record(path)["status"] for path in records(tmp_path)]
+    assert statuses == ["finished"] * told["runs"] and hit == told["hit"]
 
 
 def children_of(process):
@@ -100,7 +111,8 @@ def test_one_failing_run_stops_no_other_and_only_it_is_made_again(toys, tmp_path
     (toys / "fails.txt").write_text("")
     assert main(["sweep", "a.yaml"]) == 0
     assert "1 made, 1 there before, 0 failed" in capsys.readouterr().out
-    assert len(begun(toys)) == 3 and len(records(tmp_path)) == 2
+    assert len(begun(toys)) == 3
+    all_there(tmp_path, "one run fails", hit=1)
     assert main(["sweep", "a.yaml"]) == 0
     assert "0 made, 2 there before, 0 failed" in capsys.readouterr().out
     assert len(begun(toys)) == 3
@@ -123,7 +135,7 @@ def check_triggers(toys, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-40])
     assert main(["sweep", "a.yaml", "--missing-only"]) == 0
     assert "1 made, 1 there before, 0 failed" in capsys.readouterr().out
-    assert read_record(path)["status"] == "finished"
+    all_there(tmp_path, "a record is cut or changed", hit=1)
 
 
 def test_tries_come_first_and_the_best_is_evaluated(toys, tmp_path, capsys):
@@ -162,6 +174,7 @@ def test_a_second_sweep_is_refused_as_long_as_the_first_or_its_scheduler_lives(
     until(lambda: len(records(tmp_path)) == 2 and has_ended(scheduler))
     assert main(["sweep", "a.yaml"]) == 0
     assert "0 made, 2 there before" in capsys.readouterr().out and len(begun(toys)) == 2
+    all_there(tmp_path, "the sweep itself is killed", hit=2)
 
 
 def test_a_killed_run_and_a_killed_scheduler_cost_what_was_at_work(toys, tmp_path, capsys):
@@ -177,6 +190,8 @@ def test_a_killed_run_and_a_killed_scheduler_cost_what_was_at_work(toys, tmp_pat
     (toys / "wait").unlink()
     out, _ = first.communicate(timeout=120)
     assert first.returncode == 1 and "1 made, 0 there before, 1 failed" in out
+    assert main(["sweep", "a.yaml"]) == 0
+    all_there(tmp_path, "a run is killed", hit=1)
     (toys / "wait").touch()
     write(tmp_path, value=[1, 2, 3, 4])
     second, had = start(tmp_path), len(begun(toys))
@@ -187,8 +202,7 @@ def test_a_killed_run_and_a_killed_scheduler_cost_what_was_at_work(toys, tmp_pat
     second.communicate(timeout=120)
     assert second.returncode == 1
     assert main(["sweep", "a.yaml", "--jobs", "2"]) == 0
-    assert len(records(tmp_path)) == 4
-    assert all(read_record(path)["status"] == "finished" for path in records(tmp_path))
+    all_there(tmp_path, "the scheduler is killed", hit=2)
 
 
 def test_interrupted_leaves_nothing_running_and_goes_on(toys, tmp_path, capsys):
@@ -203,7 +217,7 @@ def test_interrupted_leaves_nothing_running_and_goes_on(toys, tmp_path, capsys):
     until(lambda: not any("lpft_nb" in command_of(one) for one in started))
     (toys / "wait").unlink()
     assert main(["sweep", "a.yaml", "--jobs", "2"]) == 0
-    assert len(records(tmp_path)) == 2
+    all_there(tmp_path, "Ctrl-C", hit=2)
 
 
 def test_a_file_edited_meanwhile_is_said_and_the_next_call_makes_what_it_adds(
@@ -220,7 +234,7 @@ def test_a_file_edited_meanwhile_is_said_and_the_next_call_makes_what_it_adds(
     assert f"{path.name} has been edited meanwhile" in shown
     assert main(["sweep", "a.yaml"]) == 0
     assert "1 made, 1 there before, 0 failed" in capsys.readouterr().out
-    assert len(records(tmp_path)) == 2
+    all_there(tmp_path, "the file is edited meanwhile", hit=1)
 
 
 def test_a_full_disk_loses_nothing(toys, tmp_path, capsys):
@@ -240,7 +254,7 @@ def test_a_full_disk_loses_nothing(toys, tmp_path, capsys):
         assert [path.read_bytes() for path in records(tmp_path)] == had
         (small / "ballast").unlink()
         assert main(["sweep", "a.yaml"]) == 0
-        assert len(records(tmp_path)) == 2
+        all_there(tmp_path, "the disk is full", hit=1)
     finally:
         subprocess.run(["umount", small], check=True)
 
