@@ -56,8 +56,8 @@ MUTANTS = (
     Mutant(
         "a gathered table of other records is read",
         "store/tables.py",
-        "if known != now:",
-        "if False:",
+        "if now == told:",
+        "if True:",
         ("store/test_tables.py::test_a_changed_folder_is_read_as_json",),
     ),
     # --- data
@@ -239,11 +239,9 @@ MUTANTS = (
     Mutant(
         "an open place is no hindrance to a verdict",
         "evidence.py",
-        "if len(sides[side]) == len(supports)]",
+        "if len(sides[side]) == len(telling)]",
         "if len(sides[side])]",
-        (
-            "lab/test_verdicts.py::test_the_word_follows_from_all_intervals_and_turns_with_the_claim",
-        ),
+        ("test_evidence.py::test_the_word_follows_from_all_intervals_and_turns_with_the_claim",),
     ),
     Mutant(
         "publishing with refusals exits 0",

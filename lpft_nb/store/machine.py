@@ -297,7 +297,7 @@ def first_prints() -> Generator[None]:
 @contextlib.contextmanager
 def variable(
     name: str,  # of the environment
-    value: str,
+    value: str,  # that it has for now
 ) -> Generator[None]:
     "Set a variable of the environment while the context lasts."
     before = os.environ.get(name)

@@ -252,9 +252,8 @@ def _matching(folder: Path, contents: dict[Path, bytes | OSError], kind: str) ->
             logger.warning("records: %s is not used: %s", file.name, error)
             continue
         now = now or _hashes(place, contents)
-        if now == {
-            name.removeprefix(below): known[name] for name in known if name.startswith(below)
-        }:
+        told = {name.removeprefix(below): known[name] for name in known if name.startswith(below)}
+        if now == told:
             yield file
 
 
