@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from .solvers.descent import ProbePath as ProbePath
@@ -150,9 +151,14 @@ class CrossValidation:
     "Accuracy on held-out folds for a grid of penalties."
 
     penalties: torch.Tensor  # (K,) ascending
-    accuracy: torch.Tensor  # (K, folds) share of right answers on the held-out fold
+    accuracy: torch.Tensor  # (K, repeats · folds) share of right answers on the held-out fold
     best_penalty: float  # highest mean accuracy; the smallest (strongest) of equals
     seed: int  # of the fold assignment
+
+    @property
+    def at_end(self) -> bool:
+        "Whether the best penalty is the smallest or the largest of those tried: a better one may lie beyond."
+        return self.best_penalty in (self.penalties[0].item(), self.penalties[-1].item())
 
 
 FOLDS = 5  # of the cross-validation, where no class is smaller
@@ -177,6 +183,16 @@ def _most_folds(
             stacklevel=3,
         )
     return min(FOLDS, smallest)
+
+
+def _fold_seeds(
+    seed: int, repeats: int
+) -> list[int]:  # the seed itself first, so that one repeat is what no repeats are
+    "A seed for each time that folds are drawn."
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"repeats must be an integer of at least 1, got {repeats!r}")
+    further = np.random.SeedSequence(seed).generate_state(repeats - 1)
+    return [seed, *(int(word) for word in further)]
 
 
 def _fold_of(
@@ -220,23 +236,25 @@ def _cross_validate_on(
     grid: torch.Tensor,  # (K,) penalties
     folds: int,
     seed: int,
+    repeats: int = 1,
     tolerance: float = 1e-4,
 ) -> CrossValidation:
-    "All penalties of the grid and all folds on one design."
-    held_out = torch.nn.functional.one_hot(_fold_of(labels, folds, seed), folds).T.bool()
+    "All penalties of the grid and all folds, drawn as often as asked, on one design."
+    drawn = [_fold_of(labels, folds, one) for one in _fold_seeds(seed, repeats)]
+    held_out = torch.cat([torch.nn.functional.one_hot(one, folds).T for one in drawn]).bool()
     training = (~held_out).double()
     sizes = training.sum(dim=1, keepdim=True)
     targets = targets_of(labels, classes)
-    at_once = max(1, 2**23 // (folds * targets.numel()))
+    at_once = max(1, 2**23 // (len(held_out) * targets.numel()))
     accuracy = []
     for part in grid.split(at_once):
         ridge = (1 / (part[:, None] * sizes.T)).flatten()
         weights = (training / sizes).repeat(len(part), 1)
         solution = minimise(design, targets, weights=weights, ridge=ridge, tolerance=tolerance)
-        tried = part.repeat_interleave(folds).tolist()
+        tried = part.repeat_interleave(len(held_out)).tolist()
         _check_convergence(solution, targets, penalties=tried, tolerance=tolerance)
         right = _predicted(solution.problems.scores) == labels
-        right = right.reshape(len(part), folds, -1)
+        right = right.reshape(len(part), len(held_out), -1)
         accuracy.append((right & held_out).double().sum(dim=2) / held_out.sum(dim=1))
     accuracy = torch.cat(accuracy)
     best = int(accuracy.mean(dim=1).mul(1e12).round().argmax())
@@ -254,6 +272,7 @@ def cross_validate(
     penalties: "ArrayLike | None" = None,  # (K,) scikit-learn's C > 0; ten from 1e-4 to 1e4 when None
     *,
     folds: int | None = None,  # at most the size of the smallest class; None: that, or 5
+    repeats: int = 1,  # how often folds are drawn; the accuracies are averaged
     seed: int = 0,  # of the fold assignment
     num_classes: int | None = None,  # C; the largest label plus one when None
     bias: bool = True,  # fit an unpenalised bias
@@ -269,6 +288,7 @@ def cross_validate(
         classes,
         grid=grid,
         folds=folds,
+        repeats=repeats,
         seed=seed,
         tolerance=tolerance,
     )
@@ -280,6 +300,7 @@ def fit_probe(
     penalty: float | None = None,  # scikit-learn's C; chosen by cross-validation when None
     *,
     folds: int | None = None,  # of the cross-validation; None: 5, or the size of the smallest class
+    repeats: int = 1,  # of the cross-validation with other folds, averaged
     seed: int = 0,  # of the fold assignment
     num_classes: int | None = None,  # C; the largest label plus one when None
     bias: bool = True,  # fit an unpenalised bias
@@ -294,7 +315,9 @@ def fit_probe(
     if folds is None and most < 2:
         return fit_logistic(features, labels, 1.0, num_classes=classes, bias=bias)
     design = make_design(features, bias)
-    validation = _cross_validate_on(design, labels, classes, grid=grid, folds=most, seed=seed)
+    validation = _cross_validate_on(
+        design, labels, classes, grid=grid, folds=most, repeats=repeats, seed=seed
+    )
     return replace(
         _fit_on(design, labels, classes, penalty=validation.best_penalty),
         cross_validation=validation,

@@ -277,6 +277,31 @@ def test_cross_validation_agrees_with_scikit_learn(classes):
     )
 
 
+def test_repeats_are_cross_validations_with_other_folds_averaged():
+    features, labels = make(90, 12, 3, distance=0.3, seed=4)
+    once = cross_validate(features, labels, seed=7)
+    often = cross_validate(features, labels, seed=7, repeats=4)
+    parts = often.accuracy.split(5, dim=1)
+    assert len(parts) == 4 and torch.equal(parts[0], once.accuracy)
+    assert len({part.numpy().tobytes() for part in parts}) == 4  # no two draws alike
+    best = often.accuracy.mean(dim=1).mul(1e12).round().argmax()
+    assert often.best_penalty == often.penalties[best]
+    fit = fit_probe(features, labels, seed=7, repeats=4)
+    assert fit.penalty == often.best_penalty
+    torch.testing.assert_close(fit.cross_validation.accuracy, often.accuracy)
+    for repeats in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="repeats must be an integer of at least 1"):
+            cross_validate(features, labels, repeats=repeats)
+
+
+def test_the_end_of_the_grid_is_told():
+    features, labels = make(90, 12, 3, distance=0.7, seed=4)
+    inside = cross_validate(features, labels, [1e-6, 1e-2, 1e3])
+    assert inside.best_penalty == 1e-2 and not inside.at_end
+    for grid in ([1e-2, 1e3], [1e-6, 1e-2], [1e-2]):
+        assert cross_validate(features, labels, grid).at_end
+
+
 def test_cross_validation_in_pieces_is_the_same(monkeypatch):
     features, labels = make(60, 5, 3, distance=0.3)
     whole = cross_validate(features, labels, tolerance=1e-9)

@@ -508,6 +508,7 @@ def test_what_is_no_stage_is_refused_before_anything_is_encoded(given, said, tas
         (LinearProbe, {"penalty": -1}, "penalty=-1"),
         (LinearProbe, {"penalty": float("nan")}, "penalty=nan"),
         (LinearProbe, {"folds": 1}, "folds"),
+        (LinearProbe, {"repeats": 0}, "repeats=0"),
         (LinearProbe, {"epochs": -3, "learning_rate": 0.1}, "epochs=-3"),
         (LinearProbe, {"epochs": 3, "learning_rate": -0.1}, "learning_rate=-0.1"),
         (LinearProbe, {"epochs": 3, "learning_rate": 0.1, "batch_size": 0}, "batch_size=0"),

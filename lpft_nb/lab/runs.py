@@ -134,7 +134,7 @@ def stages_of(
         given = {name.removeprefix(prefix): value for name, value in settings.items()}
         return {name: value for name, value in given.items() if name in names}
 
-    probe = LinearProbe(**_given(settings, "penalty", "folds"))
+    probe = LinearProbe(**_given(settings, "penalty", "folds", "repeats"))
     if method == "LP":
         return method_stages("LP", probe)
     if "LoRA" in method:

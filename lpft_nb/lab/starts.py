@@ -59,7 +59,9 @@ def bring_to_start(
     if method.startswith("LP-"):
         encoded = encode_split(model, task.train, settings["max_length"])
         features = frozen_features(model, {"train": encoded}, "cpu")["train"]
-        chosen = {name: settings[name] for name in ("penalty", "folds") if name in settings}
+        chosen = {
+            name: settings[name] for name in ("penalty", "folds", "repeats") if name in settings
+        }
         labels = torch.as_tensor(encoded.labels)
         probe = fit_probe(features, labels, seed=seed, num_classes=task.num_labels, **chosen)
         set_head(model, probe.weight, probe.bias)

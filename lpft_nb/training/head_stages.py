@@ -31,11 +31,12 @@ class LinearProbe:
     learning_rate: float | None = None  # of the gradient steps; required with epochs
     batch_size: int | None = None  # of the gradient steps; None: all examples at once
     folds: int | None = None  # of the cross-validation; None: 5, or the size of the smallest class
+    repeats: int | None = None  # of the cross-validation with other folds, averaged; None: 1
 
     name: ClassVar[str] = "LP"
 
     def __post_init__(self):
-        given = {name: getattr(self, name) for name in ("epochs", "batch_size", "folds")}
+        given = {name: getattr(self, name) for name in ("epochs", "batch_size", "folds", "repeats")}
         rates = {"learning_rate": self.learning_rate, "penalty": self.penalty}
         check_settings(
             "LinearProbe",
@@ -86,13 +87,17 @@ def _fit_exactly(
         torch.tensor(data.encoded["train"].labels),
         penalty=probe.penalty,
         folds=probe.folds,
+        repeats=probe.repeats or 1,
         seed=data.seed,
         num_classes=data.num_labels,
         bias=model.head.bias is not None,
     )
     set_head(model, fit.weight, fit.bias)
     facts = ("penalty", "objective", "gradient_norm", "iterations")
-    return [], {name: getattr(fit, name) for name in facts}
+    validation = fit.cross_validation
+    return [], {name: getattr(fit, name) for name in facts} | (
+        {} if validation is None else {"penalty_at_end": validation.at_end}
+    )
 
 # %% ../../nbs/10d_head_stages.ipynb #08b62711
 def _fit_by_steps(

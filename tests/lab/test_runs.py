@@ -96,6 +96,7 @@ OTHER = {  # another value for each parameter, of a run of LP-LoRA, which looks 
     "lora_alpha": 7, "dtype": "bfloat16", "output": "elsewhere", "head_scale": 7,
     "max_kernel_train": 7, "max_test": 7, "solvers": "svc", "memory": "7GiB",
     "label_column": "stars", "text_columns": "body", "separator": "tab", "folds": 7, "penalty": 7,
+    "repeats": 7,
 }  # fmt: skip
 
 
