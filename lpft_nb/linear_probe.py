@@ -184,7 +184,7 @@ def _most_folds(
         )
     return min(FOLDS, smallest)
 
-
+# %% ../nbs/03c_probe_in_code.ipynb #bc61967c
 def _fold_seeds(
     seed: int, repeats: int
 ) -> list[int]:  # the seed itself first, so that one repeat is what no repeats are
