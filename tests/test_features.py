@@ -6,7 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpft_nb.features import feature_statistics, mean_cosine, unit_rows
+from lpft_nb.features import (
+    feature_statistics,
+    mean_cosine,
+    separation_statistics,
+    unit_rows,
+)
 
 FEW = settings(deadline=None, max_examples=40)
 
@@ -147,3 +152,63 @@ def test_refuses(name):
     features, reference, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         feature_statistics(features, reference)
+
+
+def scatters(features, labels):
+    """Between and within classes, over N, in loops."""
+    rows, mean = features.numpy(), features.numpy().mean(axis=0)
+    between, within = np.zeros((2, features.shape[1], features.shape[1]))
+    for label in set(labels.tolist()):
+        members = rows[labels.numpy() == label]
+        shift = members.mean(axis=0) - mean
+        between += len(members) / len(rows) * np.outer(shift, shift)
+        for row in members:
+            within += np.outer(row - members.mean(axis=0), row - members.mean(axis=0)) / len(rows)
+    return between, within
+
+
+@FEW
+@given(st.integers(30, 60), st.integers(1, 6), st.integers(2, 4), st.integers(0, 10_000))
+def test_separation_equals_the_matrices_written_out(examples, size, classes, seed):
+    features, labels = draw(examples, size, seed), torch.arange(examples) % classes
+    between, within = scatters(features, labels)
+    found = separation_statistics(features, labels)
+    assert found["fisher_ratio"] == pytest.approx(np.trace(np.linalg.pinv(within) @ between))
+    shrunk = 0.9 * within + 0.1 * np.trace(within) / size * np.eye(size)
+    assert found["fisher_ratio_shrunk"] == pytest.approx(np.trace(np.linalg.solve(shrunk, between)))
+
+
+def test_separation_of_two_classes_on_a_line_is_known():
+    features = torch.tensor([[1.0], [3.0], [7.0], [9.0]])
+    assert separation_statistics(features, [0, 0, 1, 1]) == {
+        "fisher_ratio": pytest.approx(9.0),  # means 2 and 8: 9 between, 1 within
+        "fisher_ratio_shrunk": pytest.approx(9.0),
+    }
+    assert separation_statistics(features, [5, 5, 8, 8])["fisher_ratio"] == pytest.approx(9.0)
+
+
+def test_separation_of_few_wide_examples_is_that_of_their_span():
+    features, labels = draw(12, 40, seed=3), torch.arange(12) % 3
+    between, within = scatters(features, labels)
+    found = separation_statistics(features, labels)
+    expected = np.trace(np.linalg.pinv(within, rcond=1e-12, hermitian=True) @ between)
+    assert found["fisher_ratio"] == pytest.approx(expected, rel=1e-6)
+    turn = torch.linalg.qr(draw(40, 40, seed=4)).Q
+    turned = separation_statistics(0.01 * features @ turn + 5, labels)
+    assert turned["fisher_ratio_shrunk"] == pytest.approx(found["fisher_ratio_shrunk"], rel=1e-6)
+    points = torch.eye(3)[labels] + 1
+    assert separation_statistics(points, labels)["fisher_ratio"] == np.inf
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 0, 0, 0], "at least two classes"),
+        ([0, 1, 2, 3], "two examples of one"),
+        ([0, 1, 0], "label for each of 4 rows"),
+        ([0.0, 1.0, 0.0, 1.0], "integer label"),
+    ],
+)
+def test_separation_refuses(labels, message):
+    with pytest.raises(ValueError, match=message):
+        separation_statistics(draw(4, 3, seed=0), labels)

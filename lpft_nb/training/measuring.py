@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..classifier import features_of
-from ..features import feature_statistics
+from ..features import feature_statistics, separation_statistics
 from ..metrics import classification_metrics
 from ..models.checkpoints import quiet_transformers
 from ..models.trials import tried_length
@@ -173,6 +173,8 @@ def measure(
         with classes_may_lack(split):
             values = classification_metrics(logits[split], labels[split], extra=extra)
         values |= feature_statistics(features[split], reference[split])
+        if labels[split].unique().numel() > 1:
+            values |= separation_statistics(features[split], labels[split])
         rows += metric_rows(stage, split, values)
     calibration, reason = calibration_rows(stage, logits, labels)
     rows += metric_rows(stage, "stage", {"head_norm": head_norm(model)})
