@@ -1,16 +1,20 @@
 """Four words from intervals: every side, no interval, no place, faults."""
 
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from lpft_nb.binning import ece_of, mce_of
 from lpft_nb.intervals import Interval, confidence_interval
 from lpft_nb.evidence import (
     WORDS,
     against_best,
+    crossed_errors,
     crossed_interval,
+    crossed_means,
     judge,
     judge_range,
     judge_sign,
@@ -220,3 +224,42 @@ def test_places_that_cannot_tell_are_named_and_decide_nothing():
     assert found == ("supported", "for: a; cannot tell: b (at chance)")
     found = judge_range(places, 0, set_aside={"a": "1 replicate", "b": "at chance"})
     assert found == ("not testable", "cannot tell: a (1 replicate), b (at chance)")
+
+
+def test_calibration_errors_of_counts_are_those_of_the_repeated_examples():
+    generator = np.random.default_rng(3)
+    sure, right = generator.uniform(0.3, 1, (2, 40)), generator.random((2, 40)) < 0.6
+    counts = generator.multinomial(40, np.full(40, 1 / 40), size=3)
+    for error, whole in ((ece_of, 0), (mce_of, 1)):
+        found = crossed_errors(sure, right, 10, error=error).of_rows(counts)
+        assert found.shape == (3, 2)
+        for draw, row in itertools.product(range(3), range(2)):
+            confidence = np.repeat(sure[row], counts[draw])
+            answers = np.repeat(right[row], counts[draw])
+            bins = np.clip(np.ceil(confidence * 10).astype(int) - 1, 0, 9)
+            gaps = [
+                (
+                    (bins == one).mean(),
+                    abs(confidence[bins == one].mean() - answers[bins == one].mean()),
+                )
+                for one in set(bins)
+            ]
+            expected = (sum(share * gap for share, gap in gaps), max(gap for _, gap in gaps))[whole]
+            assert found[draw, row] == pytest.approx(expected)
+
+
+def test_an_interval_of_errors_lies_around_the_error_itself():
+    generator = np.random.default_rng(4)
+    sure, right = generator.uniform(0.5, 1, (5, 60)), generator.random((5, 60)) < 0.7
+    errors = crossed_errors(sure, right)
+    found = crossed_interval(errors, draws=2000)
+    assert found.mean == pytest.approx(errors.of_rows(np.ones((1, 60))).mean())
+    assert found.low < found.mean < found.high
+    assert crossed_interval(errors, errors, draws=200) == (0, 0, 0)
+
+
+def test_crossed_numbers_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        crossed_interval(crossed_means(np.ones((3, 4))), np.ones((3, 5)))
+    with pytest.raises(ValueError, match="one shape"):
+        crossed_errors(np.ones((3, 4)), np.ones((3, 5)))

@@ -1,4 +1,4 @@
-"""Floors, two sources of chance and verdicts: against closed forms and by hand, with faults."""
+"""Floors and two sources of chance: against closed forms and by hand, with faults."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,7 @@ from lpft_nb.lab.first_results import (
     learning_rates,
     majority_share,
     right_answers,
-    with_rates,
 )
-from lpft_nb.evidence import Verdict
 from lpft_nb.records import load_results, read_records
 from lpft_nb.tasks import load_task
 
@@ -102,13 +100,9 @@ def test_logits_of_other_runs_are_noticed(published):
         accuracy_difference(results, right, ("LP-FT", "FT"), "cb")
 
 
-def test_rates_stand_beside_a_verdict(published):
+def test_rates_are_those_of_the_runs(published):
     results, _ = published
     assert learning_rates(results, "FT") == {"cb": {5e-5}}
-    said = with_rates(Verdict("open", "open: cb"), results, ("LP-FT", "FT"), ["cb"])
-    assert said == ("open", "open: cb (rates differ on cb)")
-    said = with_rates(Verdict("open", "open: cb"), results, ("FT", "FT"), ["cb"])
-    assert said.places == "open: cb (one shared rate)"
 
 
 def test_drift_of_the_cosine_keeps_its_sign_in_each_run():

@@ -1,0 +1,256 @@
+"""Claims answered from made-up records: the right numbers, the right word, and what is set aside."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_records import SURROUNDINGS
+
+from conftest import ROOT
+from lpft_nb.calibration import (
+    expected_calibration_error,
+    maximum_calibration_error,
+    fit_temperature,
+)
+from lpft_nb.lab.answers import answer, places_text
+from lpft_nb.lab.comparisons import Comparison, Grid, Side, number_of, read_comparison
+from lpft_nb.records import make_record, write_record
+
+SPLITS = {"validation": 60, "test": 80, "ood/other": 50}
+CLAIMS = yaml.safe_load((ROOT / "nbs" / "claims.yml").read_text(encoding="utf-8"))
+
+
+def scores(method, seed, task, skill):
+    """Logits and labels by split; labels are the same for all methods and seeds of a task."""
+    logits, labels = {}, {}
+    for place, (split, examples) in enumerate(SPLITS.items()):
+        generator = torch.Generator().manual_seed(7 + place + 100 * len(task))
+        labels[split] = torch.arange(examples) % 2
+        noise = torch.randn(examples, 2, generator=generator)
+        own = torch.Generator().manual_seed(1000 * seed + len(method) + place)
+        truth = torch.nn.functional.one_hot(labels[split], 2)
+        logits[split] = skill * truth + noise + 0.5 * torch.randn(examples, 2, generator=own)
+    return logits, labels
+
+
+def write(folder, method, seed, task="easy", *, skill=2.0, rate=1e-3, model="all-MiniLM-L6-v2", experiment="lp_ft", rows=(), **parameters):  # fmt: skip
+    """One record with logits and with the rows (stage, split, metric, value) that are given."""
+    logits, labels = scores(method, seed, task, skill)
+    stages = ["LP", "FT"] if method == "LP-FT" else ["LP"] if method == "LP" else ["FT"]
+    record = make_record(
+        experiment=experiment, method=method, seed=seed,
+        parameters={"task": task, "learning_rate": rate, "epochs": 1.0} | parameters,
+        task={"name": task, "fingerprint": "f" * 16, "sizes": {"train": 10, **SPLITS}},
+        model={"id": model, "revision": None, "sha256": None, "pooling": "mean", "max_length": 16},
+        stages=[{"name": stage} for stage in stages],
+        metrics=[dict(zip(("stage", "split", "metric", "value"), row, strict=True)) for row in rows],
+        surroundings=SURROUNDINGS,
+    )  # fmt: skip
+    arrays = {f"logits/{stages[-1]}/{split}": logits[split] for split in SPLITS}
+    arrays |= {f"labels/{split}": labels[split] for split in SPLITS}
+    kinds = {name: "example" for name in arrays if name.startswith("labels/")}
+    write_record(record, arrays, folder / experiment, kinds)
+    return logits, labels
+
+
+def part(of, minus=None, over=None, **said):
+    """A part of a claim as the file says it, of pairs (method, metric)."""
+    side = lambda pair: dict(zip(("method", "metric", "stage"), pair, strict=False))
+    sides = {"of": of, "minus": minus, "over": over}
+    return {"says": "…"} | {name: side(one) for name, one in sides.items() if one} | said
+
+
+MOVED = {"FT": (5.0, 6.0, 5.5, 6.5), "LP-FT": (1.0, 1.5, 1.2, 2.0)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for method, values in MOVED.items():
+        for seed, value in enumerate(values):
+            rows = [("FT", split, "feature_change", value) for split in ("test", "ood/other")]
+            write(tmp_path, method, seed, rows=[*rows, ("FT", "stage", "head_norm", 2 * value)])
+    return tmp_path
+
+
+def test_numbers_of_runs_are_paired_over_seeds(folder):
+    found = answer(
+        part(("LP-FT", "feature_change"), ("FT", "feature_change"), below=0), Grid(folder)
+    )
+    (row,) = found.table.to_dict("records")
+    gaps = np.subtract(MOVED["LP-FT"], MOVED["FT"])
+    assert row["mean"] == pytest.approx(gaps.mean()) and row["n"] == 4 and row["aside"] == ""
+    assert row["low"] < gaps.mean() < row["high"] < 0
+    assert found.verdict == ("supported", "for: easy")
+    turned = part(("FT", "feature_change"), ("LP-FT", "feature_change"), below=0)
+    assert answer(turned, Grid(folder)).verdict.word == "contradicted"
+
+
+def test_ratios_and_ranges(folder):
+    ratio = part(("FT", "head_norm"), over=("LP-FT", "head_norm"), split="stage", at_least=2)
+    found = answer(ratio, Grid(folder))
+    (row,) = found.table.to_dict("records")
+    assert row["mean"] == pytest.approx(np.mean(MOVED["FT"]) / np.mean(MOVED["LP-FT"]))
+    assert found.verdict.word == "supported"
+    assert answer(ratio | {"at_most": 2.5}, Grid(folder)).verdict.word == "contradicted"
+    assert answer(ratio | {"at_least": 4}, Grid(folder)).verdict.word == "open"
+
+
+@pytest.mark.parametrize("split", ["test", "ood"])
+def test_accuracies_and_errors_come_from_the_logits(folder, split):
+    where = "ood/other" if split == "ood" else split
+    named = {"accuracy": lambda logits, labels: (logits.argmax(1) == labels).double().mean().item(),
+             "ece": expected_calibration_error, "mce": maximum_calibration_error}  # fmt: skip
+    for metric, function in named.items():
+        found = answer(part(("LP-FT", metric), ("FT", metric), split=split, above=0), Grid(folder))
+        (row,) = found.table.to_dict("records")
+        means = {}
+        for method in MOVED:
+            runs = [scores(method, seed, "easy", 2.0) for seed in range(4)]
+            means[method] = np.mean(
+                [function(logits[where], labels[where]) for logits, labels in runs]
+            )
+        assert row["mean"] == pytest.approx(means["LP-FT"] - means["FT"], abs=1e-6)
+        assert row["place"] == ("easy on other" if split == "ood" else "easy")
+
+
+def test_a_gain_is_what_the_temperature_of_the_validation_set_takes(folder):
+    found = answer(part(("FT", "ece_gain"), above=0), Grid(folder))
+    gains = []
+    for seed in range(4):
+        logits, labels = scores("FT", seed, "easy", 2.0)
+        scale = fit_temperature(logits["validation"], labels["validation"])
+        gains.append(
+            expected_calibration_error(logits["test"], labels["test"])
+            - expected_calibration_error(logits["test"] / scale, labels["test"])
+        )
+    assert found.table["mean"].item() == pytest.approx(np.mean(gains), abs=1e-6)
+
+
+def test_others_are_the_best_of_them(folder):
+    for seed in range(4):
+        write(folder, "LoRA", seed, skill=4.0)
+    found = answer(part(("LP-FT", "accuracy"), ("others", "accuracy"), above=0), Grid(folder))
+    alone = answer(part(("LP-FT", "accuracy"), ("LoRA", "accuracy"), above=0), Grid(folder))
+    assert found.table.equals(alone.table) and found.verdict.word == "contradicted"
+
+
+def test_places_that_cannot_tell_are_set_aside_with_a_reason(folder):
+    for method, values in MOVED.items():
+        for seed, value in enumerate(values):
+            rows = [("FT", "test", "feature_change", value)]
+            write(folder, method, seed, "chance", skill=0.0, rows=rows)
+            write(folder, method, seed, "edge", rows=rows)
+            if seed < 2:
+                write(folder, method, seed, "few", rows=rows)
+    for rate in (1e-4, 1e-3):
+        for method in MOVED:
+            value = ("FT", "validation", "accuracy", 0.5 + rate * (method == "FT"))
+            write(folder / "tries", method, 9, "edge", rate=rate, rows=[value])
+    said = part(("LP-FT", "feature_change"), ("FT", "feature_change"), below=0)
+    found = answer(said, Grid(folder))
+    aside = found.table.set_index("place")["aside"]
+    assert aside["easy"] == "" and aside["chance"] == "at chance" and aside["few"] == "2 replicates"
+    assert aside["edge"].startswith("end of the grid")
+    assert found.verdict.word == "supported" and "for: easy;" in found.verdict.places
+    only = answer(said, Grid(folder, tasks=("chance", "few")))
+    assert only.verdict.word == "not testable"
+
+
+def kernels(folder, task, value, seeds=3, model="all-MiniLM-L6-v2"):
+    """Kernel records of FT and LP-FT whose FT ratios differ by about a value."""
+    for seed in range(seeds):
+        for method, ratio in (("FT", 0.2), ("LP-FT", 0.2 + value)):
+            row = ("FT", "train", "P+F/ft_ratio", ratio + 0.01 * seed * (method == "FT"))
+            write(folder, method, seed, task, experiment="tangent_kernel", rows=[row], model=model)
+
+
+def test_kernels_cross_seeds_and_tasks_of_one_model(tmp_path):
+    for task, value in (("one", 0.5), ("two", 0.7)):
+        kernels(tmp_path, task, value)
+    kernels(tmp_path, "one", 0.5, seeds=1, model="other")
+    said = part(("LP-FT", "P+F/ft_ratio"), ("FT", "P+F/ft_ratio"), split="train", above=0, experiment="tangent_kernel")  # fmt: skip
+    table = answer(said, Grid(tmp_path)).table.set_index("n")
+    assert table.loc[3, "place"] == "one and two"
+    assert table.loc[3, "mean"] == pytest.approx(0.6 - 0.01)
+    assert "1 replicate" in table.loc[0, "aside"] and math.isnan(table.loc[0, "mean"])
+
+
+def test_a_sweep_is_a_slope_or_a_place_for_each_value(tmp_path):
+    for seed in range(3):
+        for factor in (0.1, 1, 10):
+            for method, base in (("FT", 6.0), ("LP-FT", 4.0)):
+                value = base - 2 * np.log10(factor) + 0.1 * seed
+                write(tmp_path, method, seed, experiment="head_scale", head_scale=factor, rows=[("FT", "test", "feature_change", value)])  # fmt: skip
+    said = part(("FT", "feature_change"), experiment="head_scale", slope="head_scale", below=0)
+    (row,) = answer(said, Grid(tmp_path)).table.to_dict("records")
+    assert row["mean"] == pytest.approx(-2) and row["n"] == 3
+    said = part(("LP-FT", "feature_change"), ("FT", "feature_change"), experiment="head_scale", where={"head_scale": [1, 10]}, below=0)  # fmt: skip
+    found = answer(said, Grid(tmp_path))
+    assert list(found.table["place"]) == ["easy, head_scale 1", "easy, head_scale 10"]
+    assert found.table["mean"].to_numpy() == pytest.approx([-2, -2])
+    assert found.verdict.word == "supported"
+
+
+def test_sides_that_never_differ_are_open_where_the_bound_is_strict(tmp_path):
+    for seed in range(3):
+        rows = [("FT", "test", "feature_change", 1.0)]
+        for method in ("FT", "LP-FT"):
+            write(tmp_path, method, seed, rows=rows)
+    for bound, word in (("above", "open"), ("below", "open"), ("at_least", "supported")):
+        said = part(("LP-FT", "feature_change"), ("FT", "feature_change"), **{bound: 0})
+        assert answer(said, Grid(tmp_path)).verdict.word == word
+
+
+def test_what_no_record_holds_is_not_testable(folder):
+    for said in (
+        {"says": "…", "undecided": "no threshold is stated"},
+        part(("LP-FT", "fisher_ratio"), ("FT", "fisher_ratio"), below=0),
+        part(("LP-LoRA", "accuracy"), ("LoRA", "accuracy"), below=0),
+        part(("FT", "F/rank"), experiment="tangent_kernel", split="train", above=0),
+    ):
+        found = answer(said, Grid(folder))
+        assert found.verdict.word == "not testable" and found.table.empty
+        assert places_text(said, found) == found.verdict.places
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"abov": 0}, "abov"),
+        ({}, "expected one of above, below"),
+        ({"above": 0, "over": {"method": "FT", "metric": "accuracy"}}, "minus or over, got both"),
+    ],
+)
+def test_a_part_that_says_nothing_or_too_much_is_refused(change, message):
+    said = part(("LP-FT", "accuracy"), ("FT", "accuracy"))
+    with pytest.raises(ValueError, match=message):
+        read_comparison(said | change)
+
+
+def test_two_runs_of_one_seed_and_two_poolings_are_refused(folder):
+    write(folder, "FT", 0, rate=1e-2, rows=[("FT", "test", "feature_change", 1.0)])
+    with pytest.raises(ValueError, match="several"):
+        answer(part(("FT", "feature_change"), above=0), Grid(folder))
+    with pytest.raises(ValueError, match="two runs of seed 0"):
+        answer(part(("FT", "accuracy"), above=0), Grid(folder))
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim["number"])
+def test_every_part_in_the_file_is_read(claim):
+    for name, said in claim["parts"].items():
+        if claim["kind"] == "exact":
+            assert set(said) == {"says"}
+        else:
+            found = read_comparison(said)
+            assert isinstance(found, str | Comparison), name
+
+
+def test_a_place_of_another_model_is_named_with_it(folder):
+    grid = Grid(folder)
+    assert grid.place("cb", "sentence-transformers/all-MiniLM-L6-v2") == "cb"
+    assert grid.place("cb", "sentence-transformers/all-mpnet-base-v2") == "cb, all-mpnet-base-v2"
+    comparison = Comparison(of=Side("FT", "feature_change"), above=0)
+    interval, seeds = number_of(grid, comparison, rows=grid.of("lp_ft"), place="none", split="test")
+    assert seeds == 0 and math.isnan(interval.mean)
