@@ -91,6 +91,8 @@ def _across_tasks(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> dic
         columns = [of_runs(of_place, side, comparison.split) for side in comparison.sides]
         seeds = sorted(set.intersection(*(set(one.index) for one in columns)))
         reason = _aside(grid, comparison, place=str(place), split="test", seeds=len(seeds))
+        trained = any((method, place, "test") in grid.logits for method in TRAINING)
+        reason = reason or ("" if trained else "not trained, so chance is not ruled out")
         if reason:
             away.append(f"{place}: {reason}")
         else:

@@ -37,25 +37,21 @@ def majority_share(
 
 
 def bag_of_words_accuracy(
-    task: "Task",  # with one text column
+    task: "Task",  # with one text column or two, each with words of its own
     splits: Iterable[str] = ("test",),  # names of splits to judge
 ) -> dict[str, float]:  # split -> accuracy
     "Accuracy of a logistic regression on the words that occur, fitted on the training split."
+    from scipy.sparse import hstack
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
 
-    if len(task.text_columns) != 1:
-        raise ValueError(
-            f"expected a task with one text column, got {', '.join(task.text_columns)}: "
-            "a bag of words of a pair of texts is not defined here."
-        )
-    (column,), parts = task.text_columns, task.splits()
-    model = make_pipeline(CountVectorizer(binary=True), LogisticRegression(max_iter=1000))
-    model.fit(list(parts["train"][column]), list(parts["train"]["label"]))
+    parts, columns = task.splits(), task.text_columns
+    bags = {column: CountVectorizer(binary=True).fit(parts["train"][column]) for column in columns}
+    words = lambda part: hstack([bag.transform(part[name]) for name, bag in bags.items()]).tocsr()
+    model = LogisticRegression(max_iter=1000)
+    model.fit(words(parts["train"]), list(parts["train"]["label"]))
     return {
-        name: float(model.score(list(parts[name][column]), list(parts[name]["label"])))
-        for name in splits
+        name: float(model.score(words(parts[name]), list(parts[name]["label"]))) for name in splits
     }
 
 # %% ../../nbs/12a_judging_first_results.ipynb #201a7663

@@ -167,12 +167,14 @@ def kernels(folder, task, value, seeds=3, model="all-MiniLM-L6-v2"):
 
 
 def test_kernels_cross_seeds_and_tasks_of_one_model(tmp_path):
-    for task, value in (("one", 0.5), ("two", 0.7)):
+    for task, value in (("one", 0.5), ("two", 0.7), ("untrained", 9.0)):
         kernels(tmp_path, task, value)
+        for seed in range(3 * (task != "untrained")):
+            write(tmp_path, "FT", seed, task)
     kernels(tmp_path, "one", 0.5, seeds=1, model="other")
     said = part(("LP-FT", "P+F/ft_ratio"), ("FT", "P+F/ft_ratio"), split="train", above=0, experiment="tangent_kernel")  # fmt: skip
     table = answer(said, Grid(tmp_path)).table.set_index("n")
-    assert table.loc[3, "place"] == "one and two"
+    assert table.loc[3, "place"].startswith("one and two without untrained: not trained")
     assert table.loc[3, "mean"] == pytest.approx(0.6 - 0.01)
     assert "1 replicate" in table.loc[0, "aside"] and math.isnan(table.loc[0, "mean"])
 
