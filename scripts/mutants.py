@@ -209,7 +209,7 @@ MUTANTS = (
     # --- records, drawing
     Mutant(
         "methods are compared by rank instead of seed by seed",
-        "records.py",
+        "evidence.py",
         "[values[a][seed] - values[b][seed] for seed in seeds]",
         "[x - y for x, y in zip(*(sorted(values[m][seeds]) for m in (a, b)), strict=True)]",
         ("test_records.py::test_compare_is_the_paired_t_test",),
