@@ -92,7 +92,7 @@ def _across_tasks(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> dic
         seeds = sorted(set.intersection(*(set(one.index) for one in columns)))
         reason = _aside(grid, comparison, place=str(place), split="test", seeds=len(seeds))
         trained = any((method, place, "test") in grid.logits for method in TRAINING)
-        reason = reason or ("" if trained else "not trained, so chance is not ruled out")
+        reason = reason or ("" if trained else "nothing trained")
         if reason:
             away.append(f"{place}: {reason}")
         else:
@@ -105,8 +105,11 @@ def _across_tasks(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> dic
         np.stack([one.loc[seeds].iloc[:, side] for one in tables.values()], axis=1)
         for side in range(len(comparison.sides))
     ]
-    interval = crossed_interval(*crossed, statistic=comparison.statistic)
-    name = " and ".join(map(str, tables)) + (f" without {', '.join(away)}" if away else "")
+    if comparison.over:  # of numbers whose size differs from task to task: geometric means
+        interval = Interval(*np.exp(crossed_interval(*map(np.log, crossed))).tolist())
+    else:
+        interval = crossed_interval(*crossed, statistic=comparison.statistic)
+    name = " × ".join(map(str, tables)) + (f" (without {', '.join(away)})" if away else "")
     return {"place": name, **interval._asdict(), "n": len(seeds), "aside": why_not(len(seeds))}
 
 # %% ../../nbs/48b_answers.ipynb #d67bbb97
@@ -128,7 +131,7 @@ def _on_sweep(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> list[di
             parts = {"": (crossed_interval(*tables, statistic=statistic), len(seeds))}
         else:
             parts = {
-                f", {name} {value:g}": number_of(
+                f" at {name} {value:g}": number_of(
                     grid,
                     comparison,
                     rows=of_place[of_place["value_of"] == value],
@@ -222,5 +225,5 @@ def places_text(
             texts.append(f"{row['place']}{aside}")
             continue
         bounds = f"[{number(row['low'])}, {number(row['high'])}]"
-        texts.append(f"{row['place']} {number(row['mean'], sign)} {bounds}, n {row['n']}{aside}")
+        texts.append(f"{row['place']}: {number(row['mean'], sign)} {bounds}, n {row['n']}{aside}")
     return "; ".join(texts)

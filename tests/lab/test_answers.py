@@ -174,8 +174,13 @@ def test_kernels_cross_seeds_and_tasks_of_one_model(tmp_path):
     kernels(tmp_path, "one", 0.5, seeds=1, model="other")
     said = part(("LP-FT", "P+F/ft_ratio"), ("FT", "P+F/ft_ratio"), split="train", above=0, experiment="tangent_kernel")  # fmt: skip
     table = answer(said, Grid(tmp_path)).table.set_index("n")
-    assert table.loc[3, "place"].startswith("one and two without untrained: not trained")
+    assert table.loc[3, "place"].startswith("one × two (without untrained: nothing trained)")
     assert table.loc[3, "mean"] == pytest.approx(0.6 - 0.01)
+    over = part(("LP-FT", "P+F/ft_ratio"), over=("FT", "P+F/ft_ratio"), split="train", above=1, experiment="tangent_kernel")  # fmt: skip
+    ratios = [(0.2 + value) / (0.2 + 0.01 * seed) for value in (0.5, 0.7) for seed in range(3)]
+    found = answer(over, Grid(tmp_path)).table.set_index("n").loc[3]
+    assert found["mean"] == pytest.approx(np.exp(np.mean(np.log(ratios))))
+    assert 1 < found["low"] < found["mean"] < found["high"]
     assert "1 replicate" in table.loc[0, "aside"] and math.isnan(table.loc[0, "mean"])
 
 
@@ -190,7 +195,7 @@ def test_a_sweep_is_a_slope_or_a_place_for_each_value(tmp_path):
     assert row["mean"] == pytest.approx(-2) and row["n"] == 3
     said = part(("LP-FT", "feature_change"), ("FT", "feature_change"), experiment="head_scale", where={"head_scale": [1, 10]}, below=0)  # fmt: skip
     found = answer(said, Grid(tmp_path))
-    assert list(found.table["place"]) == ["easy, head_scale 1", "easy, head_scale 10"]
+    assert list(found.table["place"]) == ["easy at head_scale 1", "easy at head_scale 10"]
     assert found.table["mean"].to_numpy() == pytest.approx([-2, -2])
     assert found.verdict.word == "supported"
 
