@@ -14,7 +14,7 @@ from lpft_nb.calibration import (
     maximum_calibration_error,
     fit_temperature,
 )
-from lpft_nb.lab.answers import answer, places_text
+from lpft_nb.lab.answers import answer, places_text, register
 from lpft_nb.lab.comparisons import Comparison, Grid, Side, number_of, read_comparison
 from lpft_nb.records import make_record, write_record
 
@@ -261,3 +261,23 @@ def test_a_place_of_another_model_is_named_with_it(folder):
     comparison = Comparison(of=Side("FT", "feature_change"), above=0)
     interval, seeds = number_of(grid, comparison, rows=grid.of("lp_ft"), place="none", split="test")
     assert seeds == 0 and math.isnan(interval.mean)
+
+
+def test_the_register_has_a_line_for_each_part_and_says_what_answer_says(folder):
+    said = part(("LP-FT", "feature_change"), ("FT", "feature_change"), below=0)
+    claims = [
+        {"kind": "exact", "parts": {"A1": {"says": "a sum"}}},
+        {
+            "kind": "measured",
+            "parts": {"A5a": said, "A7d": {"says": "…", "undecided": "no tolerance"}},
+        },
+    ]
+    lines = register(claims, Grid(folder)).set_index("part")
+    assert list(lines.index) == ["A1", "A5a", "A7d"]
+    assert lines.loc["A1", "verdict"] == "supported" and "proved" in lines.loc["A1", "numbers"]
+    assert lines.loc["A5a", "verdict"] == "supported"
+    assert (
+        lines.loc["A5a", "numbers"].startswith("easy: −4.3")
+        and "n 4" in lines.loc["A5a", "numbers"]
+    )
+    assert lines.loc["A7d", "numbers"] == "no tolerance"
