@@ -9,6 +9,7 @@ __all__ = ['Answer', 'answer', 'places_text', 'register']
 import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,42 +114,38 @@ def _across_tasks(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> dic
     return {"place": name, **interval._asdict(), "n": len(seeds), "aside": why_not(len(seeds))}
 
 # %% ../../nbs/48b_answers.ipynb #d67bbb97
+def _slope_of(comparison: Comparison, rows: pd.DataFrame) -> tuple[Interval, int]:
+    "The slope on one task over the values of a parameter, and its seeds; NaN where no seed has them all."
+    values = sorted(rows["value_of"].unique())
+    columns = [
+        of_runs(rows[rows["value_of"] == value], comparison.of, comparison.split)
+        for value in values
+    ]
+    seeds = sorted(set.intersection(*(set(one.index) for one in columns)))
+    if not seeds:
+        return Interval(math.nan, math.nan, math.nan), 0
+    tables = [one.loc[seeds].to_numpy(dtype=float)[:, None] for one in columns]
+    statistic = slope(np.log10(np.array(values, dtype=float)))
+    return crossed_interval(*tables, statistic=statistic), len(seeds)
+
+
 def _on_sweep(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> list[dict[str, Any]]:
     "A place for each task, with a slope; or for each task and value."
     name = comparison.slope or next(iter(comparison.where))
     rows = rows.assign(value_of=[json.loads(text)[name] for text in rows["parameters"]])
     found = []
     for place, of_place in rows.groupby("place", sort=True):
+        take = partial(number_of, grid, comparison, place=str(place), split=comparison.split)
         if comparison.slope:
-            values = sorted(of_place["value_of"].unique())
-            columns = [
-                of_runs(of_place[of_place["value_of"] == value], comparison.of, comparison.split)
-                for value in values
-            ]
-            seeds = sorted(set.intersection(*(set(one.index) for one in columns)))
-            statistic = slope(np.log10(np.array(values, dtype=float)))
-            tables = [one.loc[seeds].to_numpy(dtype=float)[:, None] for one in columns]
-            parts = {"": (crossed_interval(*tables, statistic=statistic), len(seeds))}
+            parts = {"": _slope_of(comparison, of_place)}
         else:
             parts = {
-                f" at {name} {value:g}": number_of(
-                    grid,
-                    comparison,
-                    rows=of_place[of_place["value_of"] == value],
-                    place=str(place),
-                    split=comparison.split,
-                )
+                f" at {name} {value:g}": take(rows=of_place[of_place["value_of"] == value])
                 for value in comparison.where[name]
             }
         for suffix, (interval, seeds) in parts.items():
-            found.append(
-                {
-                    "place": f"{place}{suffix}",
-                    **interval._asdict(),
-                    "n": seeds,
-                    "aside": why_not(seeds),
-                }
-            )
+            shown = {"place": f"{place}{suffix}", "n": seeds, "aside": why_not(seeds)}
+            found.append(shown | interval._asdict())
     return found
 
 # %% ../../nbs/48b_answers.ipynb #095a3f0c
