@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'FEWEST', 'WORDS', 'difference', 'ratio', 'slope', 'Crossed', 'crossed_means', 'crossed_errors',
-           'crossed_interval', 'why_not', 'Verdict', 'judge', 'judge_sign', 'judge_range', 'compare', 'Rival',
-           'against_best']
+           'crossed_interval', 'why_not', 'Verdict', 'judge', 'judge_sign', 'judge_range', 'refuse_mixtures', 'compare',
+           'Rival', 'against_best']
 
 # %% ../nbs/47a_evidence.ipynb #a5cf5cb0
 import json
@@ -114,6 +114,16 @@ def crossed_errors(
     return Crossed(rows, columns, of_rows)
 
 # %% ../nbs/47a_evidence.ipynb #af92750a
+def _over_rows(
+    whole: list[np.ndarray], statistic: Callable[..., np.ndarray], found: float, *, level: float
+) -> Interval:
+    "Student's interval around a statistic of one sample, over the jackknife's pseudo-values."
+    rows = len(whole[0])
+    without = statistic(*((one.sum() - one) / (rows - 1) for one in whole))
+    _, low, high = confidence_interval(rows * found - (rows - 1) * without, level=level)
+    return Interval(found, found - (high - low) / 2, found + (high - low) / 2)
+
+# %% ../nbs/47a_evidence.ipynb #e0f96937
 def crossed_interval(
     *values: "Crossed | ArrayLike",  # tables (S, N): a row a replicate, a column an example, paired over both
     statistic: Callable[..., np.ndarray]
@@ -133,6 +143,8 @@ def crossed_interval(
     found = float(statistic(*(np.atleast_1d(numbers.mean()) for numbers in whole))[0])
     if rows == 1 or not math.isfinite(found):
         return Interval(found, math.nan, math.nan)
+    if columns == 1:
+        return _over_rows(whole, statistic, found, level=level)
     stretch_rows, stretch_columns = _widening(rows, level) - 1, _widening(columns, level) - 1
     of_rows, of_columns = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
     weights = np.concatenate(list(resample_counts(rows, draws, of_rows))) / rows
@@ -171,7 +183,7 @@ def why_not(
         reasons.append("at chance")
     if at_end:
         reasons.append(f"end of the grid: {', '.join(at_end)}")
-    return "; ".join(reasons)
+    return ", ".join(reasons)
 
 # %% ../nbs/47a_evidence.ipynb #8d0ba2f6
 WORDS = ("supported", "contradicted", "open", "not testable")
@@ -251,7 +263,10 @@ def _differing(rows: pd.DataFrame) -> str:
     )
 
 
-def _refuse_mixtures(rows: pd.DataFrame, cell: str) -> None:
+def refuse_mixtures(
+    rows: pd.DataFrame,  # one a run; columns method and seed, others as `load_results` has them
+    cell: str,  # how the message calls the comparison
+) -> None:
     "Raise ValueError when the rows of one comparison do not share data, or a method's settings."
     advice = f"Filter the frame first, or add the column to `by` ({cell})."
     for column in ("fingerprint", "pooling", "max_train", "n_train"):
@@ -320,7 +335,7 @@ def compare(
     table = []
     for cell, group in rows.groupby(list(by), dropna=False):
         name = ", ".join(f"{column} {value}" for column, value in zip(by, cell, strict=True))
-        _refuse_mixtures(group, name)
+        refuse_mixtures(group, name)
         asked = {"a": a, "b": b, "metric": metric, "split": split}
         table.append(dict(zip(by, cell, strict=True)) | asked | _paired(group, a, b))
         if table[-1]["dropped"]:

@@ -215,7 +215,7 @@ def test_a_place_cannot_tell_with_few_seeds_at_chance_or_at_a_grids_end():
     assert why_not(3, accuracies={"FT": around}, floor=0.5) == "at chance"
     assert why_not(3, accuracies={"FT": Interval(0.5, 0.5, 0.5)}, floor=0.5) == "at chance"
     found = why_not(2, accuracies={"FT": around}, floor=0.5, at_end=["FT", "LoRA"])
-    assert found == "2 replicates; at chance; end of the grid: FT, LoRA"
+    assert found == "2 replicates, at chance, end of the grid: FT, LoRA"
 
 
 def test_places_that_cannot_tell_are_named_and_decide_nothing():
@@ -263,3 +263,18 @@ def test_crossed_numbers_of_other_shapes_are_refused():
         crossed_interval(crossed_means(np.ones((3, 4))), np.ones((3, 5)))
     with pytest.raises(ValueError, match="one shape"):
         crossed_errors(np.ones((3, 4)), np.ones((3, 5)))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_with_one_column_the_interval_is_students(rows):
+    generator = np.random.default_rng(rows)
+    first, second = generator.normal(3, 1, (2, rows, 1))
+    for interval, values in (
+        (crossed_interval(first), first[:, 0]),
+        (crossed_interval(first, second), (first - second)[:, 0]),
+        (crossed_interval(first, second, statistic=slope([0, 1])), (second - first)[:, 0]),
+    ):
+        assert interval == pytest.approx(confidence_interval(values))
+    found = crossed_interval(first, second, statistic=ratio)
+    assert found.mean == pytest.approx(first.mean() / second.mean())
+    assert found.high - found.mean == pytest.approx(found.mean - found.low)

@@ -28,12 +28,13 @@ from lpft_nb.lab.comparisons import (
     of_runs,
     read_comparison,
 )
+from ..store.names import METHODS
 
 # %% ../../nbs/48b_answers.ipynb #f56d900c
 def _chance(grid: Grid, place: str, split: str) -> tuple[dict[str, Interval], float]:
-    "Accuracy of every training method on a place, over seeds and examples, and the share of the largest class."
+    "Accuracy of every method on a place, over seeds and examples, and the share of the largest class."
     accuracies, floor = {}, 0.0
-    for method in TRAINING:
+    for method in METHODS:
         runs = list(grid.logits.get((method, place, split), {}).values())
         if len(runs) > 1:
             accuracies[method] = crossed_interval(of_examples("accuracy", runs), draws=4000)
@@ -42,17 +43,27 @@ def _chance(grid: Grid, place: str, split: str) -> tuple[dict[str, Interval], fl
     return accuracies, floor
 
 
-def _aside(grid: Grid, comparison: Comparison, place: str, split: str, seeds: int) -> str:
-    "Why a place cannot tell, or an empty text."
-    sides = comparison.sides
-    methods = [side.method for side in sides if side.stage not in ("start", "LP")]
-    methods = TRAINING if "others" in methods else tuple(dict.fromkeys(methods))
-    trained = comparison.experiment == "lp_ft"
-    ends = [method for method in methods if trained and (place, method) in grid.at_end]
+def _aside(
+    grid: Grid,
+    comparison: Comparison,
+    *,
+    place: str,
+    split: str,
+    seeds: int,
+    rival: str | None = None,
+) -> str:
+    "Why a place cannot tell, or an empty text; the rival is what `others` is there."
+    late = [side.method for side in comparison.sides if side.stage not in ("start", "LP")]
+    against_all = "others" in late
+    methods = dict.fromkeys(rival if method == "others" else method for method in late)
+    trained = comparison.experiment != "tangent_kernel"  # a kernel stands before any rate
+    ends = [str(method) for method in methods if trained and (place, method) in grid.at_end]
     where = split if split.startswith("ood/") else "test"
     chance = lambda: _chance(grid, place, where)
     accuracies, floor = grid.once(("chance", place, where), chance)
-    return why_not(seeds, accuracies=accuracies or None, floor=floor, at_end=ends)
+    why = why_not(seeds, accuracies=accuracies or None, floor=floor, at_end=ends)
+    absent = [one for one in TRAINING if against_all and (one, place, where) not in grid.logits]
+    return ", ".join(filter(None, [why, f"no runs of {' and '.join(absent)}" if absent else ""]))
 
 # %% ../../nbs/48b_answers.ipynb #161784eb
 def _splits(rows: pd.DataFrame, split: str) -> dict[str, str]:
@@ -69,8 +80,9 @@ def _on_tasks(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> list[di
     found = []
     for place in sorted(rows["place"].unique()):
         for name, split in _splits(rows[rows["place"] == place], comparison.split).items():
-            interval, seeds = number_of(grid, comparison, rows=rows, place=place, split=split)
-            aside = _aside(grid, comparison, place=place, split=split, seeds=seeds)
+            number = number_of(grid, comparison, rows=rows, place=place, split=split)
+            interval, seeds, rival = number
+            aside = _aside(grid, comparison, place=place, split=split, seeds=seeds, rival=rival)
             if seeds:
                 shown = {"place": f"{place}{name}", "n": seeds, "aside": aside}
                 found.append(shown | interval._asdict())
@@ -98,10 +110,12 @@ def _across_tasks(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> dic
             away.append(f"{place}: {reason}")
         else:
             tables[place] = pd.DataFrame([one.loc[seeds] for one in columns]).T
-    if not tables:
+    shared = [set(one.index) for one in tables.values()]
+    seeds = sorted(set.intersection(*shared)) if shared else []
+    if not seeds:
         none = dict.fromkeys(("mean", "low", "high"), math.nan)
-        return {"place": "kernels", **none, "n": 0, "aside": ", ".join(away)}
-    seeds = sorted(set.intersection(*(set(one.index) for one in tables.values())))
+        reason = ", ".join(away) or "no seed that all tasks have"
+        return {"place": "kernels", **none, "n": 0, "aside": reason}
     crossed = [
         np.stack([one.loc[seeds].iloc[:, side] for one in tables.values()], axis=1)
         for side in range(len(comparison.sides))
@@ -140,11 +154,13 @@ def _on_sweep(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> list[di
             parts = {"": _slope_of(comparison, of_place)}
         else:
             parts = {
-                f" at {name} {value:g}": take(rows=of_place[of_place["value_of"] == value])
+                f" at {name} {value:g}": take(rows=of_place[of_place["value_of"] == value])[:2]
                 for value in comparison.where[name]
             }
         for suffix, (interval, seeds) in parts.items():
-            shown = {"place": f"{place}{suffix}", "n": seeds, "aside": why_not(seeds)}
+            aside = _aside(grid, comparison, place=str(place), split="test", seeds=seeds)
+            aside = aside or ("" if math.isfinite(interval.low) else "no interval")
+            shown = {"place": f"{place}{suffix}", "n": seeds, "aside": aside}
             found.append(shown | interval._asdict())
     return found
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Judged', 'TRAINING', 'ON_EXAMPLES', 'Sample', 'Side', 'Comparison', 'read_comparison', 'Grid', 'of_examples',
-           'of_runs', 'number_of']
+           'of_runs', 'Number', 'number_of']
 
 # %% ../../nbs/48a_comparisons.ipynb #b4beffae
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from lpft_nb.evidence import (
     crossed_means,
     difference,
     ratio,
+    refuse_mixtures,
 )
 from ..intervals import Interval
 from .saved_logits import last_logits
@@ -73,7 +75,7 @@ class Comparison:
         "Of the means of the sides; None: the mean itself."
         return ratio if self.over else difference if self.minus else None
 
-
+# %% ../../nbs/48a_comparisons.ipynb #1f05615d
 def read_comparison(
     said: Mapping[str, Any],  # a part of nbs/claims.yml
 ) -> Comparison | str:  # or why no record can answer
@@ -87,6 +89,13 @@ def read_comparison(
         if name in words:
             words[name] = Side(**words[name])
     found = Comparison(**words)
+    one_of(found.experiment, ["lp_ft", "tangent_kernel", "head_scale"], "experiment")
+    for side in found.sides:
+        one_of(side.method, [*METHODS, "others"], "method")
+    if found.of.method == "others" or len(found.where) > 1 or (found.where and found.slope):
+        raise ValueError(
+            f"{said}: `others` is what something is compared with; one parameter in where, or slope"
+        )
     if all(one is None for one in (found.above, found.below, found.at_least, found.at_most)):
         raise ValueError(f"{said}: expected one of above, below, at_least, at_most")
     if found.minus and found.over:
@@ -134,13 +143,15 @@ class Grid:
 
     @cached_property
     def at_end(self) -> set[tuple[str, str]]:
-        "(task, method) of which the chosen value lies at an end of those tried."
+        "(place, method) of which a rate at an end of those tried is no worse than the chosen one."
         if not (self.folder / "tries").is_dir():
             return set()
-        table = tries_table(self.folder / "lp_ft")
-        ends = table[table["mark"].str.contains("at the")]
+        table = tries_table(self.folder / "lp_ft", tuned=["learning_rate"])
         return {
-            (self.place(row["task"], row["model"]), row["method"]) for _, row in ends.iterrows()
+            (self.place(str(row["task"]), str(row["model"])), str(row["method"]))
+            for _, tried in table.groupby(["task", "model", "method"])
+            for row in tried.head(1).to_dict("records")
+            if _end_is_no_worse(tried)
         }
 
     def place(
@@ -151,6 +162,14 @@ class Grid:
         "The task, with the model where it is another."
         name = Path(model).name
         return task if name == self.model else f"{task}, {name}"
+
+# %% ../../nbs/48a_comparisons.ipynb #3c460c8b
+def _end_is_no_worse(tried: pd.DataFrame) -> bool:
+    "Whether the smallest or the largest rate has a validation accuracy no lower than the chosen one's."
+    rates = tried["learning_rate"].astype(float)
+    ends = tried[rates.isin([rates.min(), rates.max()])]
+    chosen = tried[tried["mark"].str.startswith("chosen")]
+    return bool(len(rates) > 1 and ends["mean"].max() >= chosen["mean"].max())
 
 # %% ../../nbs/48a_comparisons.ipynb #28c7aa58
 def _metrics(grid: Grid, experiment: str) -> pd.DataFrame:
@@ -164,16 +183,21 @@ def _metrics(grid: Grid, experiment: str) -> pd.DataFrame:
     frame = frame[(frame["status"] == "finished") & frame["method"].isin(METHODS)]
     if grid.tasks is not None:
         frame = frame[frame["task"].isin(grid.tasks)]
-    if "pooling" in frame and (frame.groupby("model")["pooling"].nunique() > 1).any():
-        raise ValueError(f"{folder}: expected one pooling a model, found several")
     pairs = zip(frame["task"], frame["model"], strict=True)
-    return frame.assign(place=[grid.place(*pair) for pair in pairs])
+    frame = frame.assign(place=[grid.place(*pair) for pair in pairs])
+    runs = frame.drop_duplicates("run_id")
+    factors = [str(json.loads(text).get("head_scale", "")) for text in runs["parameters"]]
+    cells = [" ".join(pair) for pair in zip(runs["place"], factors, strict=True)]
+    for cell, of_one in runs.groupby(cells):
+        refuse_mixtures(of_one, f"{folder}, {cell}")
+    return frame
 
-
+# %% ../../nbs/48a_comparisons.ipynb #d45f6e5d
 def _logits(grid: Grid) -> dict[tuple[str, str, str], dict[int, Judged]]:
     "Logits, labels, and logits over the temperature, by method, place and split, then seed."
     folder = grid.folder / "lp_ft"
     found: dict[tuple[str, str, str], dict[int, Judged]] = {}
+    truth: dict[tuple[str, str], torch.Tensor] = {}  # (place, split) -> labels of every run
     if not folder.is_dir():
         return found
     for record in read_records(folder)[0]:
@@ -186,6 +210,8 @@ def _logits(grid: Grid) -> dict[tuple[str, str, str], dict[int, Judged]]:
         for split, scores in logits.items():
             scaled = scaling.apply(scores) if scaling else None
             key = (record["method"], grid.place(task, model), split)
+            if not torch.equal(truth.setdefault(key[1:], labels[split]), labels[split]):
+                raise ValueError(f"{record['run_id']}, {split}: other labels than other runs have")
             if record["seed"] in found.setdefault(key, {}):
                 raise ValueError(f"{', '.join(key)}: two runs of seed {record['seed']}")
             found[key][record["seed"]] = (scores, labels[split], scaled)
@@ -259,6 +285,14 @@ def _mean(sample: Sample) -> float:
     return float(given.of_rows(np.ones((1, given.columns))).mean())
 
 
+class Number(NamedTuple):
+    "What the records say of one place."
+
+    interval: Interval  # NaN where a side has no seed
+    seeds: int  # that all sides have
+    rival: str | None  # the method that `others` is here
+
+
 def number_of(
     grid: Grid,  # whose logits are read where examples are judged
     comparison: Comparison,  # its sides and statistic count here, not its bounds
@@ -266,18 +300,21 @@ def number_of(
     rows: pd.DataFrame,  # of the comparison's experiment, as `Grid.of` gives them
     place: str,  # such as cb
     split: str,  # such as test or ood/sst5_ood
-) -> tuple[Interval, int]:  # NaN and 0 where a side has no seed
-    "The interval of one place, and how many seeds it has."
+) -> Number:
+    "The number of one place, with its interval over seeds and examples."
     take = partial(_sample, grid, rows=rows, place=place, split=split)
     sides = comparison.sides
-    samples = [take(side) for side in sides if side.method != "others"]
+    samples, rival = [take(side) for side in sides if side.method != "others"], None
     if len(samples) < len(sides):
-        rivals = [side for side in TRAINING if side != comparison.of.method]
-        found = [take(sides[1]._replace(method=rival)) for rival in rivals]
-        found = [sample for sample in found if sample[0]]
-        samples += [max(found, key=_mean)] if found else []
+        rivals = [method for method in TRAINING if method != comparison.of.method]
+        found = {method: take(sides[1]._replace(method=method)) for method in rivals}
+        means = {method: _mean(sample) for method, sample in found.items() if sample[0]}
+        upwards = comparison.above is not None or comparison.at_least is not None
+        choose = max if upwards else min  # the hardest of them
+        rival = choose(means, key=lambda method: means[method]) if means else None
+        samples += [found[rival]] if rival else []
     seeds = sorted(set.intersection(*(set(sample[0]) for sample in samples)))
     if not seeds or len(samples) < len(sides):
-        return Interval(math.nan, math.nan, math.nan), 0
+        return Number(Interval(math.nan, math.nan, math.nan), 0, rival)
     crossed = (table(seeds) for _, table in samples)
-    return crossed_interval(*crossed, statistic=comparison.statistic), len(seeds)
+    return Number(crossed_interval(*crossed, statistic=comparison.statistic), len(seeds), rival)

@@ -35,14 +35,14 @@ def scores(method, seed, task, skill):
     return logits, labels
 
 
-def write(folder, method, seed, task="easy", *, skill=2.0, rate=1e-3, model="all-MiniLM-L6-v2", experiment="lp_ft", rows=(), **parameters):  # fmt: skip
+def write(folder, method, seed, task="easy", *, skill=2.0, texts="f", rate=1e-3, model="all-MiniLM-L6-v2", experiment="lp_ft", rows=(), **parameters):  # fmt: skip
     """One record with logits and with the rows (stage, split, metric, value) that are given."""
     logits, labels = scores(method, seed, task, skill)
     stages = ["LP", "FT"] if method == "LP-FT" else ["LP"] if method == "LP" else ["FT"]
     record = make_record(
         experiment=experiment, method=method, seed=seed,
         parameters={"task": task, "learning_rate": rate, "epochs": 1.0} | parameters,
-        task={"name": task, "fingerprint": "f" * 16, "sizes": {"train": 10, **SPLITS}},
+        task={"name": task, "fingerprint": texts * 16, "sizes": {"train": 10, **SPLITS}},
         model={"id": model, "revision": None, "sha256": None, "pooling": "mean", "max_length": 16},
         stages=[{"name": stage} for stage in stages],
         metrics=[dict(zip(("stage", "split", "metric", "value"), row, strict=True)) for row in rows],
@@ -131,6 +131,7 @@ def test_a_gain_is_what_the_temperature_of_the_validation_set_takes(folder):
 def test_others_are_the_best_of_them(folder):
     for seed in range(4):
         write(folder, "LoRA", seed, skill=4.0)
+        write(folder, "LP-LoRA", seed, skill=1.0)
     found = answer(part(("LP-FT", "accuracy"), ("others", "accuracy"), above=0), Grid(folder))
     alone = answer(part(("LP-FT", "accuracy"), ("LoRA", "accuracy"), above=0), Grid(folder))
     assert found.table.equals(alone.table) and found.verdict.word == "contradicted"
@@ -232,6 +233,10 @@ def test_what_no_record_holds_is_not_testable(folder):
         ({"abov": 0}, "abov"),
         ({}, "expected one of above, below"),
         ({"above": 0, "over": {"method": "FT", "metric": "accuracy"}}, "minus or over, got both"),
+        ({"above": 0, "minus": {"method": "LPFT", "metric": "accuracy"}}, "LPFT"),
+        ({"above": 0, "experiment": "lpft"}, "lpft"),
+        ({"above": 0, "of": {"method": "others", "metric": "accuracy"}}, "compared with"),
+        ({"above": 0, "slope": "head_scale", "where": {"head_scale": [1]}}, "or slope"),
     ],
 )
 def test_a_part_that_says_nothing_or_too_much_is_refused(change, message):
@@ -240,12 +245,71 @@ def test_a_part_that_says_nothing_or_too_much_is_refused(change, message):
         read_comparison(said | change)
 
 
-def test_two_runs_of_one_seed_and_two_poolings_are_refused(folder):
-    write(folder, "FT", 0, rate=1e-2, rows=[("FT", "test", "feature_change", 1.0)])
-    with pytest.raises(ValueError, match="several"):
-        answer(part(("FT", "feature_change"), above=0), Grid(folder))
-    with pytest.raises(ValueError, match="two runs of seed 0"):
+@pytest.mark.parametrize(
+    ("seed", "change", "message"),
+    [
+        (0, {"rate": 1e-2}, "one setting of FT"),
+        (7, {"rate": 1e-2}, "one setting of FT"),
+        (7, {"texts": "e"}, "one fingerprint"),
+    ],
+)
+def test_runs_of_other_settings_or_texts_are_refused(folder, seed, change, message):
+    write(folder, "FT", seed, rows=[("FT", "test", "feature_change", 1.0)], **change)
+    for metric in ("feature_change", "accuracy"):
+        with pytest.raises(ValueError, match=message):
+            answer(part(("FT", metric), above=0), Grid(folder))
+
+
+def test_runs_with_other_labels_are_refused(folder, monkeypatch):
+    def turned(*given):
+        logits, labels = scores_of(*given)
+        return logits, {split: 1 - one for split, one in labels.items()}
+
+    scores_of = scores
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "scores", turned)
+        write(folder, "FT", 9, rows=[("FT", "test", "feature_change", 5.0)])
+    with pytest.raises(ValueError, match="other labels"):
         answer(part(("FT", "accuracy"), above=0), Grid(folder))
+
+
+def test_the_hardest_of_the_others_is_the_smallest_where_the_part_says_below(folder):
+    for method, value in (("LoRA", 0.5), ("LP-LoRA", 9.0)):
+        for seed in range(4):
+            write(folder, method, seed, rows=[("FT", "test", "feature_change", value + 0.1 * seed)])
+    for bound, rival in (("below", "LoRA"), ("above", "LP-LoRA")):
+        others = part(("LP-FT", "feature_change"), ("others", "feature_change"), **{bound: 0})
+        alone = part(("LP-FT", "feature_change"), (rival, "feature_change"), **{bound: 0})
+        assert answer(others, Grid(folder)).table.equals(answer(alone, Grid(folder)).table)
+
+
+def test_a_rate_at_an_end_counts_for_the_methods_that_are_compared(folder):
+    """LP-LoRA is at an end; it matters only where it is the best of the others."""
+    for seed in range(4):
+        write(folder, "LoRA", seed, skill=4.0)
+        write(folder, "LP-LoRA", seed, skill=1.0, rows=[("FT", "test", "feature_change", 1.0)])
+    for rate in (1e-4, 1e-3):
+        value = ("FT", "validation", "accuracy", 0.5)
+        write(folder / "tries", "LP-LoRA", 9, rate=rate, rows=[value])
+    said = part(("LP-FT", "accuracy"), ("others", "accuracy"), above=0)
+    assert ("easy", "LP-LoRA") in Grid(folder).at_end
+    assert answer(said, Grid(folder)).table["aside"].item() == ""
+    direct = part(("LP-FT", "accuracy"), ("LP-LoRA", "accuracy"), above=0)
+    assert answer(direct, Grid(folder)).table["aside"].item() == "end of the grid: LP-LoRA"
+
+
+def test_a_missing_rival_is_said(folder):
+    said = part(("LP-FT", "accuracy"), ("others", "accuracy"), above=0)
+    found = answer(said, Grid(folder))
+    assert found.table["aside"].item() == "no runs of LoRA and LP-LoRA"
+    assert found.verdict.word == "not testable"
+
+
+@pytest.mark.parametrize(("accuracies", "end"), [((0.5, 0.8, 0.7), False), ((0.8, 0.8, 0.7), True), ((0.5, 0.8, 0.8), True)])  # fmt: skip
+def test_a_rate_that_ties_with_an_end_is_an_end(folder, accuracies, end):
+    for rate, value in zip((1e-4, 1e-3, 1e-2), accuracies, strict=True):
+        write(folder / "tries", "FT", 9, rate=rate, rows=[("FT", "validation", "accuracy", value)])
+    assert (("easy", "FT") in Grid(folder).at_end) == end
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim["number"])
@@ -263,8 +327,8 @@ def test_a_place_of_another_model_is_named_with_it(folder):
     assert grid.place("cb", "sentence-transformers/all-MiniLM-L6-v2") == "cb"
     assert grid.place("cb", "sentence-transformers/all-mpnet-base-v2") == "cb, all-mpnet-base-v2"
     comparison = Comparison(of=Side("FT", "feature_change"), above=0)
-    interval, seeds = number_of(grid, comparison, rows=grid.of("lp_ft"), place="none", split="test")
-    assert seeds == 0 and math.isnan(interval.mean)
+    found = number_of(grid, comparison, rows=grid.of("lp_ft"), place="none", split="test")
+    assert found.seeds == 0 and math.isnan(found.interval.mean)
 
 
 def test_the_register_has_a_line_for_each_part_and_says_what_answer_says(folder):
