@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'FEWEST', 'WORDS', 'difference', 'ratio', 'slope', 'Crossed', 'crossed_means', 'crossed_errors',
-           'crossed_interval', 'why_not', 'Verdict', 'judge', 'judge_sign', 'judge_range', 'refuse_mixtures', 'compare',
-           'Rival', 'against_best']
+           'crossed_interval', 'why_not', 'Verdict', 'judge', 'judge_sign', 'judge_range', 'refuse_mixtures', 'compare']
 
 # %% ../nbs/47a_evidence.ipynb #a5cf5cb0
 import json
@@ -21,7 +20,7 @@ from scipy.special import ndtri, stdtrit
 from .binning import BinSums, bin_numbers, ece_of
 from .bootstrap import resample_counts
 from .intervals import Interval, confidence_interval
-from .store.names import did_you_mean, one_of
+from .store.names import did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -343,26 +342,3 @@ def compare(
                 "compare: %s: seeds without a partner are left out: %s", name, table[-1]["dropped"]
             )
     return pd.DataFrame(table)
-
-# %% ../nbs/47a_evidence.ipynb #d221b46f
-class Rival(NamedTuple):
-    "The best of the other methods, and how far one method is from it."
-
-    name: str | None  # None where no other method has a number
-    difference: Interval  # the method minus its rival, paired over seeds
-    pairs: int  # seeds that both have
-
-
-def against_best(
-    values: pd.DataFrame,  # one row a seed, one column a method; NaN where a seed has no number
-    method: str = "LP-FT",  # the column that is compared
-) -> Rival:
-    "A method minus the best of the others by the mean, seed by seed."
-    one_of(method, list(values.columns), "method")
-    means = values.drop(columns=method).mean()
-    if not means.notna().any():
-        return Rival(None, Interval(math.nan, math.nan, math.nan), 0)
-    name = str(means.idxmax())
-    paired = (values[method] - values[name]).dropna()
-    found = confidence_interval(paired) if len(paired) else Interval(*[math.nan] * 3)
-    return Rival(name, found, len(paired))

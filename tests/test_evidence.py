@@ -4,14 +4,12 @@ import itertools
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from lpft_nb.binning import ece_of, mce_of
 from lpft_nb.intervals import Interval, confidence_interval
 from lpft_nb.evidence import (
     WORDS,
-    against_best,
     crossed_errors,
     crossed_interval,
     crossed_means,
@@ -78,30 +76,6 @@ def test_a_range_wants_the_whole_interval_inside_or_outside(low, high, word):
 def test_other_places_and_places_on_both_sides_are_refused(supports, contradicts):
     with pytest.raises(ValueError, match="places"):
         judge(supports, contradicts)
-
-
-def test_the_best_other_is_chosen_by_the_mean_and_the_difference_is_paired():
-    draw = np.random.default_rng(0)
-    values = pd.DataFrame(draw.normal(size=(5, 4)), columns=["LP-FT", "FT", "LoRA", "LP-LoRA"])
-    values["LoRA"] += 10
-    values.loc[1, "LP-FT"] = values.loc[3, "LoRA"] = math.nan
-    found = against_best(values)
-    expected = [values.loc[seed, "LP-FT"] - values.loc[seed, "LoRA"] for seed in (0, 2, 4)]
-    assert (found.name, found.pairs) == ("LoRA", 3)
-    assert found.difference == pytest.approx(confidence_interval(expected))
-
-
-def test_without_a_rival_or_a_pair_there_is_no_interval():
-    alone = pd.DataFrame({"LP-FT": [1.0, 2.0], "FT": [math.nan, math.nan]})
-    assert against_best(alone).name is None and math.isnan(against_best(alone).difference.mean)
-    apart = pd.DataFrame({"LP-FT": [1.0, math.nan], "FT": [math.nan, 2.0]})
-    assert against_best(apart).name == "FT" and against_best(apart).pairs == 0
-    assert judge_sign({"a": against_best(apart).difference}, above=True).word == "open"
-
-
-def test_an_unknown_method_is_named():
-    with pytest.raises(ValueError, match="LP-FT"):
-        against_best(pd.DataFrame({"FT": [1.0], "LoRA": [2.0]}))
 
 
 # the crossed interval

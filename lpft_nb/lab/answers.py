@@ -227,8 +227,12 @@ def places_text(
     scale = 100 if comparison.of.metric in ON_EXAMPLES else 1
     sign = "+" if comparison.minus or comparison.slope else ""
 
+    near_one = comparison.over is not None  # 1.003 and 0.998 are not both 1
+
     def number(value: float, sign: str = "") -> str:
         text = f"{scale * value:.1f}" if scale == 100 or abs(value) >= 10 else f"{value:.3g}"
+        if near_one and 0.1 <= abs(value) < 10:
+            text = f"{value:.3f}"
         return sign * (float(text) > 0) + (text if float(text) else "0").replace("-", "−")
 
     texts = []

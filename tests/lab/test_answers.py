@@ -10,6 +10,7 @@ from toy_records import SURROUNDINGS
 
 from conftest import ROOT
 from lpft_nb.calibration import (
+    calibration_metrics,
     expected_calibration_error,
     maximum_calibration_error,
     fit_temperature,
@@ -97,10 +98,25 @@ def test_ratios_and_ranges(folder):
     assert answer(ratio | {"at_least": 4}, Grid(folder)).verdict.word == "open"
 
 
+def test_a_ratio_near_one_shows_three_places(folder):
+    said = part(("FT", "head_norm"), over=("LP-FT", "head_norm"), split="stage", at_least=2)
+    table = answer(said, Grid(folder)).table
+    close = table.assign(mean=1.0012, low=0.9996, high=1.0028)
+    text = places_text(said, answer(said, Grid(folder))._replace(table=close))
+    assert "1.001 [1.000, 1.003]" in text
+
+
+def test_a_part_with_places_of_a_parameter_cannot_ask_for_examples():
+    said = part(("FT", "accuracy"), experiment="head_scale", where={"head_scale": [1]}, above=0)
+    with pytest.raises(ValueError, match="one number a run"):
+        read_comparison(said)
+
+
 @pytest.mark.parametrize("split", ["test", "ood"])
 def test_accuracies_and_errors_come_from_the_logits(folder, split):
     where = "ood/other" if split == "ood" else split
     named = {"accuracy": lambda logits, labels: (logits.argmax(1) == labels).double().mean().item(),
+             "overconfidence": lambda *one: calibration_metrics(*one)["overconfidence"],
              "ece": expected_calibration_error, "mce": maximum_calibration_error}  # fmt: skip
     for metric, function in named.items():
         found = answer(part(("LP-FT", metric), ("FT", metric), split=split, above=0), Grid(folder))

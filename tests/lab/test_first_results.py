@@ -1,26 +1,20 @@
-"""Floors and two sources of chance: against closed forms and by hand, with faults."""
+"""Floors, rates and drift by seed: against closed forms and by hand, with faults."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from conftest import ROOT
 from lpft_nb.lab.first_results import (
-    OTHER_LIBRARIES,
-    accuracy_difference,
     bag_of_words_accuracy,
     cosine_drift,
     learning_rates,
     majority_share,
-    right_answers,
 )
-from lpft_nb.records import load_results, read_records
+from lpft_nb.records import load_results
 from lpft_nb.tasks import load_task
-
-FOLDER = ROOT / "results" / "lp_ft"
 
 
 def test_the_largest_class_is_the_floor_and_no_example_is_an_error():
@@ -59,51 +53,10 @@ def test_a_bag_of_words_of_pairs_counts_the_words_of_either_text_apart(tmp_path)
     assert bag_of_words_accuracy(task) == {"test": 1.0}
 
 
-@pytest.fixture(scope="module")
-def published():
-    """Results and records of LP-FT and FT on CB."""
-    records = [
-        record
-        for record in read_records(FOLDER)[0]
-        if record["task"]["name"] == "cb" and record["method"] in ("LP-FT", "FT")
-    ]
-    return load_results(records), records
-
-
-def test_right_answers_have_the_accuracies_of_the_records(published):
-    results, records = published
-    right = right_answers(records, FOLDER)
-    assert set(right) == {("LP-FT", "cb", "test"), ("FT", "cb", "test")}
-    for (method, _, split), table in right.items():
-        rows = results[results["final"] & (results["method"] == method)]
-        rows = rows[(rows["metric"] == "accuracy") & (rows["split"] == split)].set_index("seed")
-        np.testing.assert_allclose(table.mean(axis=1), rows["value"].sort_index(), atol=1e-6)
-
-
-def test_two_runs_of_one_seed_are_refused(published):
-    with pytest.raises(ValueError, match="two of seed"):
-        right_answers(published[1] + published[1][:1], FOLDER)
-
-
-def test_a_difference_is_paired_and_wider_with_the_examples(published):
-    results, records = published
-    found = accuracy_difference(results, right_answers(records, FOLDER), ("LP-FT", "FT"), "cb")
-    back = accuracy_difference(results, right_answers(records, FOLDER), ("FT", "LP-FT"), "cb")
-    assert found.both.low < found.seeds.low < found.seeds.high < found.both.high
-    np.testing.assert_allclose(found.both, [-back.both[0], -back.both[2], -back.both[1]])
-
-
-def test_logits_of_other_runs_are_noticed(published):
-    results, records = published
-    right = right_answers(records, FOLDER)
-    right["FT", "cb", "test"] = 1 - right["FT", "cb", "test"]
-    with pytest.raises(ValueError, match="the same runs"):
-        accuracy_difference(results, right, ("LP-FT", "FT"), "cb")
-
-
-def test_rates_are_those_of_the_runs(published):
-    results, _ = published
-    assert learning_rates(results, "FT") == {"cb": {5e-5}}
+def test_rates_are_those_of_the_runs():
+    results = load_results(ROOT / "results" / "lp_ft")
+    of_cb = results[results["task"] == "cb"]
+    assert learning_rates(of_cb, "FT") == {"cb": {5e-5}}
 
 
 def test_drift_of_the_cosine_keeps_its_sign_in_each_run():
@@ -120,8 +73,3 @@ def test_drift_of_the_cosine_keeps_its_sign_in_each_run():
     frame["final"] = frame["stage"] != "start"
     drift = cosine_drift(frame, "FT")["t"]
     assert drift.mean() == pytest.approx(0) and drift.abs().mean() == pytest.approx(0.2)
-
-
-def test_the_pooled_split_is_named_as_in_the_records():
-    splits = load_results(FOLDER)["split"].unique()
-    assert OTHER_LIBRARIES in splits
