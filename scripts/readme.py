@@ -128,7 +128,7 @@ def figure_rows():
     from lpft_nb.plot import METHODS
     from lpft_nb.records import load_results
 
-    rows = load_results(ROOT / "results" / "lp_ft").query(
+    rows = load_results(ROOT / "results" / "grids" / "paper_a" / "lp_ft").query(
         "final and status == 'finished' and split == 'test' and metric == 'accuracy'"
     )
     rows = rows[rows["task"].isin(FIGURE_TASKS) & rows["method"].isin(METHODS)]
