@@ -10,7 +10,8 @@ __all__ = ['logger', 'FEWEST', 'WORDS', 'difference', 'ratio', 'slope', 'Crossed
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -99,14 +100,18 @@ def crossed_errors(
             "expected confidences and answers of one shape (replicates, examples), "
             f"got {confidence.shape} and {right.shape}"
         )
-    summed = []  # per row (N, 3 B): counted, confidence and right answers of every bin
+    parts = []  # per row (N, 3 B): counted, confidence and right answers of every bin
     for sure, good in zip(confidence, right, strict=True):
         place = np.eye(bins)[bin_numbers(sure, bins)]
-        summed.append(np.hstack([place, place * sure[:, None], place * good[:, None]]))
+        parts += [place, place * sure[:, None], place * good[:, None]]
+    summed = np.hstack(parts)  # one product for all rows
 
     def of_rows(counts: np.ndarray) -> np.ndarray:
         "Errors of (R, N) counts, (R, S)."
-        found = [error(BinSums(*np.split(counts @ one, 3, axis=1))) for one in summed]
+        real = float if len(counts) == 1 else np.float32  # a draw's seventh digit moves no interval
+        sums = counts.astype(real) @ summed.astype(real)
+        sums = sums.reshape(len(counts), len(confidence), 3, bins)
+        found = [error(BinSums(*sums[:, row].swapaxes(0, 1))) for row in range(len(confidence))]
         return np.stack(found, axis=-1)
 
     rows, columns = confidence.shape
@@ -121,6 +126,22 @@ def _over_rows(
     without = statistic(*((one.sum() - one) / (rows - 1) for one in whole))
     _, low, high = confidence_interval(rows * found - (rows - 1) * without, level=level)
     return Interval(found, found - (high - low) / 2, found + (high - low) / 2)
+
+# %% ../nbs/47a_evidence.ipynb #025bec54
+@lru_cache(maxsize=16)
+def _kept_counts(columns: int, draws: int, seed: int) -> np.ndarray:
+    "(R, N) counts, a byte each: that an example is drawn 256 times does not happen."
+    blocks = resample_counts(columns, draws, seed)
+    return np.concatenate([block.astype(np.uint8) for block in blocks])
+
+
+def _column_counts(columns: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    "Blocks of counts as real numbers, kept for the next call where they are small."
+    blocks = resample_counts(columns, draws, seed)
+    if columns * draws <= 2**27:
+        kept, step = _kept_counts(columns, draws, seed), max(1, 2**23 // columns)
+        blocks = (kept[start : start + step] for start in range(0, draws, step))
+    yield from (block.astype(float) for block in blocks)  # a product of whole numbers is slow
 
 # %% ../nbs/47a_evidence.ipynb #e0f96937
 def crossed_interval(
@@ -148,8 +169,7 @@ def crossed_interval(
     of_rows, of_columns = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
     weights = np.concatenate(list(resample_counts(rows, draws, of_rows))) / rows
     parts, start = [], 0
-    for drawn_columns in resample_counts(columns, draws, of_columns):
-        counts = drawn_columns.astype(float)  # a product of whole numbers is many times slower
+    for counts in _column_counts(columns, draws, of_columns):
         block = weights[start : start + len(counts)]
         start += len(counts)
         drawn = [one.of_rows(counts) for one in given]  # (R, S) each
