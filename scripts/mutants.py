@@ -105,6 +105,56 @@ MUTANTS = (
         "best = len(grid) - 1 - int(accuracy.mean(dim=1).mul(1e12).round().flip(0).argmax())",
         ("test_linear_probe.py::test_ties_go_to_the_strongest_penalty_whatever_the_order",),
     ),
+    # --- geometry
+    Mutant(
+        "merging forgets the gap between two means",
+        "geometry/sums.py",
+        "within=first.within + second.within + between,",
+        "within=first.within + second.within,",
+        ("geometry/test_sums.py::test_batches_merge_to_the_whole",),
+    ),
+    Mutant(
+        "fourth powers are not moved to the common mean",
+        "geometry/sums.py",
+        "+ 4 * a @ scatter @ b",
+        "+ 2 * a @ scatter @ b",
+        ("geometry/test_sums.py::test_batches_merge_to_the_whole",),
+    ),
+    Mutant(
+        "the diagonal stays in an unbiased HSIC",
+        "geometry/similarity.py",
+        "* count / (count - 2)",
+        "* (count - 2) / count",
+        ("geometry/test_similarity.py::test_hsic_is_the_mean_over_quadruples",),
+    ),
+    Mutant(
+        "small angles are taken from their cosine",
+        "geometry/similarity.py",
+        "cosines.square() > 0.5",
+        "cosines.square() > 5",
+        ("geometry/test_similarity.py::test_small_and_right_angles_are_known",),
+    ),
+    Mutant(
+        "the effective rank counts variances",
+        "geometry/spread.py",
+        "shares = values[values > SMALLEST * values[0]].sqrt()",
+        "shares = values[values > SMALLEST * values[0]]",
+        ("geometry/test_spread.py::test_effective_rank_equals_that_of_singular_values",),
+    ),
+    Mutant(
+        "what is not defined goes unnamed",
+        "features.py",
+        "undefined |= dict.fromkeys(names.split(), str(reason))",
+        "undefined |= {}",
+        ("test_features.py::test_what_sums_do_not_have_is_named",),
+    ),
+    Mutant(
+        "head rows are drawn with what they have in common",
+        "feature_figures.py",
+        "return rows - rows.mean(dim=0)",
+        "return rows",
+        ("test_feature_figures.py::test_the_plane_is_that_of_scikit_learn",),
+    ),
     # --- training
     Mutant(
         "a finished stage gives back its head only",

@@ -1,24 +1,29 @@
 """Feature statistics: loops over pairs as oracles, what rotations and scales do, and refused input."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from feature_oracle import draw, scatters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpft_nb.features import (
+    describe,
     feature_statistics,
+    feature_sums,
+    layer_sums,
+    linear_cka,
     mean_cosine,
+    merged,
+    principal_angles,
     separation_statistics,
+    statistics_table,
     unit_rows,
 )
 
 FEW = settings(deadline=None, max_examples=40)
-
-
-def draw(examples, size, seed, offset=0.5):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(examples, size, generator=generator, dtype=torch.float64) + offset
 
 
 clouds = st.builds(
@@ -154,19 +159,6 @@ def test_refuses(name):
         feature_statistics(features, reference)
 
 
-def scatters(features, labels):
-    """Between and within classes, over N, in loops."""
-    rows, mean = features.numpy(), features.numpy().mean(axis=0)
-    between, within = np.zeros((2, features.shape[1], features.shape[1]))
-    for label in set(labels.tolist()):
-        members = rows[labels.numpy() == label]
-        shift = members.mean(axis=0) - mean
-        between += len(members) / len(rows) * np.outer(shift, shift)
-        for row in members:
-            within += np.outer(row - members.mean(axis=0), row - members.mean(axis=0)) / len(rows)
-    return between, within
-
-
 @FEW
 @given(st.integers(30, 60), st.integers(1, 6), st.integers(2, 4), st.integers(0, 10_000))
 def test_separation_equals_the_matrices_written_out(examples, size, classes, seed):
@@ -212,3 +204,63 @@ def test_separation_of_few_wide_examples_is_that_of_their_span():
 def test_separation_refuses(labels, message):
     with pytest.raises(ValueError, match=message):
         separation_statistics(draw(4, 3, seed=0), labels)
+
+
+def test_sums_know_what_arrays_know():
+    features, reference, labels = draw(60, 12, 0), draw(60, 12, 1), torch.arange(60) % 3
+    parts = (feature_sums(features[i::5], reference[i::5], labels[i::5]) for i in range(5))
+    found = describe(merged(parts))
+    at_hand = feature_statistics(features, reference) | separation_statistics(features, labels)
+    assert {name: found.values[name] for name in at_hand} == pytest.approx(at_hand, rel=1e-9)
+    assert found.examples == 60 and found.undefined == {}
+    sums = feature_sums(features, reference)
+    assert found.values["linear_cka"] == pytest.approx(linear_cka(sums))
+    assert found.values["largest_principal_angle"] == pytest.approx(
+        principal_angles(sums)[-1].item()
+    )
+    before = describe(sums.alone(1)).values
+    assert before["mean_cosine"] == pytest.approx(mean_cosine(reference))
+    assert "feature_change" not in before
+
+
+def test_what_sums_do_not_have_is_named():
+    found = describe(feature_sums(draw(3, 4, 0), draw(3, 4, 1)))
+    assert set(found.undefined) == {
+        "fisher_ratio",
+        "fisher_ratio_shrunk",
+        "linear_cka",
+        "mean_principal_angle",
+        "largest_principal_angle",
+    }
+    assert "no labels" in found.undefined["fisher_ratio"]
+    assert "four examples" in found.undefined["linear_cka"]
+    assert not set(found.values) & set(found.undefined)
+    assert all(math.isfinite(value) for value in found.values.values())
+
+
+def test_layers_and_classes_in_one_table():
+    features, labels = draw(40, 12, 0), torch.arange(40) % 2
+    after = {layer: features + layer for layer in (0, 1, 2)}
+    sums = layer_sums(after, dict.fromkeys(after, features), labels=labels)
+    assert list(sums) == [(layer, group) for layer in after for group in ("all", 0, 1)]
+    table = statistics_table(sums, ["layer", "class"])
+    assert list(table.columns) == ["layer", "class", "examples", "metric", "value", "reason"]
+    moved = table[table["metric"] == "feature_change"].set_index(["layer", "class"])
+    for (layer, group), row in moved.iterrows():
+        assert row["value"] == pytest.approx(layer * 12**0.5)
+        assert row["examples"] == (40 if group == "all" else 20)
+    whole = separation_statistics(features, labels)["fisher_ratio"]
+    separated = table[table["metric"] == "fisher_ratio"].set_index(["layer", "class"])
+    assert separated.loc[(0, "all"), "value"] == pytest.approx(whole)
+    alone = separated.loc[(0, 1)]
+    assert math.isnan(alone["value"]) and "two classes" in alone["reason"]
+
+
+def test_tables_refuse_what_does_not_belong_together():
+    features, labels = draw(8, 3, 0), [0, 1] * 4
+    with pytest.raises(ValueError, match="same layers"):
+        layer_sums({0: features}, {1: features}, labels=labels)
+    with pytest.raises(ValueError, match="2 parts"):
+        statistics_table({("test",): feature_sums(features)}, ["split", "layer"])
+    with pytest.raises(ValueError, match="no sums"):
+        statistics_table({}, ["layer"])
