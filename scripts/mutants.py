@@ -40,6 +40,35 @@ class Mutant(NamedTuple):
 MUTANTS = (
     # --- store
     Mutant(
+        "classes of unequal size count by their size in Σ_B",
+        "collapse.py",
+        "    means = centred_means(sums)\n    squares, vectors = _directions(means)",
+        "    means = centred_means(sums) * (sums.counts / sums.examples).sqrt()[:, None]\n"
+        "    squares, vectors = _directions(means)",
+        ("test_collapse.py::test_nc1_equals_the_trace_of_explicit_matrices",),
+    ),
+    Mutant(
+        "the corners of a simplex have another norm",
+        "collapse.py",
+        "simplex / math.sqrt(size - 1)",
+        "simplex / math.sqrt(size)",
+        ("test_collapse.py::test_at_the_corners_with_an_aligned_head_everything_is_zero",),
+    ),
+    Mutant(
+        "spreads of two parts forget how far their means are apart",
+        "geometry/sums.py",
+        "spread_1 + spread_2 + weights[:, 0] * gap.square().sum(dim=2)",
+        "spread_1 + spread_2",
+        ("test_collapse.py::test_merged_parts_are_the_whole_also_where_a_part_lacks_a_class",),
+    ),
+    Mutant(
+        "a class of one example is drawn anew",
+        "collapse.py",
+        "if lone := lone_classes(sums):",
+        "if lone := []:",
+        ("test_collapse.py::test_a_class_of_one_is_named_and_not_drawn",),
+    ),
+    Mutant(
         "a damaged file is believed",
         "store/cache.py",
         "if checksum != right:",

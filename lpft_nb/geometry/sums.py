@@ -86,6 +86,7 @@ class FeatureSums:
     classes: tuple[int | None, ...]  # labels, ascending; (None,) where none were given
     counts: torch.Tensor  # (C,) examples of each class
     means: torch.Tensor  # (S, C, h) class means; S = 2 with a reference: features, reference
+    spreads: torch.Tensor  # (S, C) sum of squared distances to the class mean
     units: torch.Tensor  # (S, h) sum of x/‖x‖
     norms: torch.Tensor  # (S,) sum of ‖x‖
     moves: torch.Tensor  # (3,) sums of ‖x - y‖, ‖x - y‖/‖y‖ and cos(x, y); (0,) without a reference
@@ -124,7 +125,7 @@ class FeatureSums:
     ) -> "FeatureSums":  # of one snapshot
         "The sums of one snapshot, as if there had been no other."
         kept, place = slice(snapshot, snapshot + 1), self.pairs.index((snapshot, snapshot))
-        only = {name: getattr(self, name)[kept] for name in ("means", "units", "norms")}
+        only = {name: getattr(self, name)[kept] for name in ("means", "spreads", "units", "norms")}
         pair = {
             name: getattr(self, name)[place : place + 1] for name in ("within", "cubes", "fourths")
         }
@@ -144,6 +145,8 @@ def _block(
     means = torch.zeros(len(rows), len(counts), rows.shape[2], dtype=torch.float64)
     means = means.index_add_(1, places, rows) / counts[:, None]
     inner = rows - means[:, places]
+    spreads = torch.zeros(len(rows), len(counts), dtype=torch.float64)
+    spreads = spreads.index_add_(1, places, inner.square().sum(dim=2))
     hats = rows - rows.mean(dim=1, keepdim=True)
     squares, lengths, units = hats.square().sum(dim=2), rows.norm(dim=2), unit_rows(rows)
     moves = torch.zeros(0, dtype=torch.float64)
@@ -157,6 +160,7 @@ def _block(
         classes=classes,
         counts=counts.double(),
         means=means,
+        spreads=spreads,
         units=units.sum(dim=1),
         norms=lengths.sum(dim=1),
         moves=moves,
@@ -200,15 +204,17 @@ def _aligned(
     sums: FeatureSums,
     classes: tuple[int | None, ...],  # all that there are
 ) -> tuple[
-    torch.Tensor, torch.Tensor
-]:  # counts (C,), means (S, C, h); zeros where a class is absent
-    "Counts and means in the order of other classes."
+    torch.Tensor, torch.Tensor, torch.Tensor
+]:  # counts (C,), means (S, C, h), spreads (S, C); zeros where a class is absent
+    "Counts, means and spreads in the order of other classes."
     places = [classes.index(name) for name in sums.classes]
     counts = torch.zeros(len(classes), dtype=torch.float64)
     counts[places] = sums.counts
     means = sums.means.new_zeros(len(sums.means), len(classes), sums.means.shape[2])
     means[:, places] = sums.means
-    return counts, means
+    spreads = sums.means.new_zeros(len(sums.means), len(classes))
+    spreads[:, places] = sums.spreads
+    return counts, means, spreads
 
 # %% ../../nbs/05e_feature_sums.ipynb #142c2537
 def merge(
@@ -223,7 +229,9 @@ def merge(
     if kinds[0] != kinds[1]:
         raise ValueError(f"only sums of one kind can be merged, got {kinds[0]} and {kinds[1]}")
     classes = tuple(sorted({*first.classes, *second.classes}, key=lambda name: name or 0))
-    (count_1, mean_1), (count_2, mean_2) = (_aligned(s, classes) for s in (first, second))
+    (count_1, mean_1, spread_1), (count_2, mean_2, spread_2) = (
+        _aligned(s, classes) for s in (first, second)
+    )
     counts, gap = count_1 + count_2, mean_2 - mean_1
     means = mean_1 + (count_2 / counts)[:, None] * gap
     weights = (count_1 * count_2 / counts)[:, None]
@@ -234,6 +242,7 @@ def merge(
         classes=classes,
         counts=counts,
         means=means,
+        spreads=spread_1 + spread_2 + weights[:, 0] * gap.square().sum(dim=2),
         units=first.units + second.units,
         norms=first.norms + second.norms,
         moves=first.moves + second.moves,

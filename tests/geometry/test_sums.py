@@ -34,10 +34,12 @@ def by_definition(features, reference, labels):
     )
     centres = [side.mean(dim=0) for side in sides]
     within, cubes = torch.zeros(3, size, size).double(), torch.zeros(3, 2, size).double()
+    spreads = torch.zeros(2, len(classes)).double()
     fourths, moves = torch.zeros(3).double(), torch.zeros(3).double()
     for i, label in enumerate(labels.tolist()):
         inner = [side[i] - means[s, classes.index(label)] for s, side in enumerate(sides)]
         hats = [side[i] - centre for side, centre in zip(sides, centres, strict=True)]
+        spreads[:, classes.index(label)] += torch.stack([row @ row for row in inner])
         for p, (l, r) in enumerate(pairs):
             within[p] += torch.outer(inner[l], inner[r])
             cubes[p, 0] += hats[l] * (hats[r] @ hats[r])
@@ -50,6 +52,7 @@ def by_definition(features, reference, labels):
         classes=tuple(classes),
         counts=torch.tensor([(labels == name).sum() for name in classes]).double(),
         means=means,
+        spreads=spreads,
         units=torch.stack([(side / side.norm(dim=1, keepdim=True)).sum(dim=0) for side in sides]),
         norms=torch.stack([side.norm(dim=1).sum() for side in sides]),
         moves=moves,
