@@ -13,7 +13,7 @@ from lpft_nb.geometry import sums as module
 from lpft_nb.geometry.sums import FeatureSums, feature_sums, merge, merged, sums_by_class
 
 FEW = settings(deadline=None, max_examples=25)
-FIELDS = ("counts", "means", "units", "norms", "moves", "within", "cubes", "fourths")
+FIELDS = ("counts", "means", "spreads", "units", "norms", "moves", "within", "cubes", "fourths")
 
 
 def assert_same(one: FeatureSums, two: FeatureSums, tolerance: float = 1e-9):
