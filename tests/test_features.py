@@ -264,3 +264,50 @@ def test_tables_refuse_what_does_not_belong_together():
         statistics_table({("test",): feature_sums(features)}, ["split", "layer"])
     with pytest.raises(ValueError, match="no sums"):
         statistics_table({}, ["layer"])
+
+
+# what happens to each statistic when both snapshots are multiplied by s: it is multiplied by s to this power
+POWERS = {
+    "mean_cosine": 0,
+    "mean_dot": 2,
+    "mean_norm": 1,
+    "effective_rank": 0,
+    "fisher_ratio": 0,
+    "fisher_ratio_shrunk": 0,
+    "feature_change": 1,
+    "feature_change_relative": 0,
+    "mean_cosine_to_reference": 0,
+    "dot_to_reference": 2,
+    "linear_cka": 0,
+    "procrustes_distance": 0,
+    "mean_principal_angle": 0,
+    "largest_principal_angle": 0,
+}
+BLIND_TO_SHIFTS = set(POWERS) - {
+    "mean_cosine",
+    "mean_dot",
+    "mean_norm",
+    "feature_change_relative",
+    "mean_cosine_to_reference",
+    "dot_to_reference",
+}
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 10_000), st.floats(1e-3, 1e3))
+def test_scale_turn_and_shift_of_both_snapshots(seed, scale):
+    features, reference, labels = draw(60, 12, seed), draw(60, 12, seed + 1), torch.arange(60) % 3
+    spread = torch.arange(1.0, 13).double()  # no two directions vary alike
+    features, reference = features * spread, (reference + features) * spread
+    turn = torch.linalg.qr(draw(12, 12, seed + 2, 0.0)).Q
+    values = lambda *sides: describe(feature_sums(*sides, labels)).values
+    plain = values(features, reference)
+    assert set(plain) == set(POWERS)
+    scaled = values(scale * features, scale * reference)
+    assert scaled == pytest.approx(
+        {name: value * scale ** POWERS[name] for name, value in plain.items()}, rel=1e-6
+    )
+    assert values(features @ turn, reference @ turn) == pytest.approx(plain, rel=1e-6)
+    shifted = values(features + 3, reference + 3)
+    for name, value in plain.items():
+        assert (shifted[name] == pytest.approx(value, rel=1e-6)) == (name in BLIND_TO_SHIFTS), name

@@ -75,7 +75,7 @@ def unit_rows(
     return features / features.norm(dim=-1, keepdim=True)
 
 # %% ../../nbs/05e_feature_sums.ipynb #ee794db4
-BLOCK = 1024  # rows that are float64 at a time
+BLOCK = 512  # rows that are float64 at a time
 PAIRS = {1: ((0, 0),), 2: ((0, 0), (0, 1), (1, 1))}  # of snapshots: features 0, reference 1
 
 
