@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['BLOCK', 'Design', 'draw_worlds', 'sample_risks', 'gaussian_bound', 'hidden_variance', 'split_bound', 'SaddleError',
            'deep_fine_tuned', 'meets_saddle', 'squared_ratio', 'Flow', 'gradient_flow', 'product', 'start_weights',
+           'best_head_flow', 'frozen_fine_tuned', 'least_frozen_risk', 'probed_head', 'risk_in_and_out',
            'descend_in_batches', 'descent_shares', 'fine_tuned', 'fitted', 'flow_shares', 'isotropic_mean_risk',
            'mean_risk', 'ridge_shares', 'Span', 'risk', 'span_of']
 
-# %% ../nbs/55d_teachers_in_code.ipynb #0c4b4beb
+# %% ../nbs/55d_teachers_in_code.ipynb #3e9a9262
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ from .teachers.flow import Flow as Flow
 from .teachers.flow import gradient_flow as gradient_flow
 from .teachers.flow import product as product
 from .teachers.flow import start_weights as start_weights
+from .teachers.freezing import best_head_flow as best_head_flow
+from .teachers.freezing import frozen_fine_tuned as frozen_fine_tuned
+from .teachers.freezing import least_frozen_risk as least_frozen_risk
+from .teachers.freezing import probed_head as probed_head
+from .teachers.freezing import risk_in_and_out as risk_in_and_out
 from .teachers.regression import descend_in_batches as descend_in_batches
 from .teachers.regression import descent_shares as descent_shares
 from .teachers.regression import fine_tuned as fine_tuned
@@ -40,9 +46,9 @@ from .teachers.spans import Span as Span
 from .teachers.spans import risk as risk
 from .teachers.spans import span_of as span_of
 
-_all_ = ["gaussian_bound", "hidden_variance", "split_bound", "SaddleError", "deep_fine_tuned", "meets_saddle", "squared_ratio", "Flow", "gradient_flow", "product", "start_weights", "descend_in_batches", "descent_shares", "fine_tuned", "fitted", "flow_shares", "isotropic_mean_risk", "mean_risk", "ridge_shares", "Span", "risk", "span_of"]  # importable from here too  # fmt: skip
+_all_ = ["gaussian_bound", "hidden_variance", "split_bound", "SaddleError", "deep_fine_tuned", "meets_saddle", "squared_ratio", "Flow", "gradient_flow", "product", "start_weights", "best_head_flow", "frozen_fine_tuned", "least_frozen_risk", "probed_head", "risk_in_and_out", "descend_in_batches", "descent_shares", "fine_tuned", "fitted", "flow_shares", "isotropic_mean_risk", "mean_risk", "ridge_shares", "Span", "risk", "span_of"]  # importable from here too  # fmt: skip
 
-# %% ../nbs/55d_teachers_in_code.ipynb #098ebcdb
+# %% ../nbs/55d_teachers_in_code.ipynb #48dfaeaa
 @dataclass(frozen=True)
 class Design:
     "Random worlds with two linear teachers and Gaussian inputs."
@@ -69,7 +75,7 @@ class Design:
         values = torch.arange(1, self.dimension + 1, dtype=torch.float64) ** -self.decay
         return values / values.mean()
 
-# %% ../nbs/55d_teachers_in_code.ipynb #441b8e09
+# %% ../nbs/55d_teachers_in_code.ipynb #a67c0820
 def draw_worlds(
     design: Design,  # of the worlds
     numbers: Sequence[int],  # of the draws
@@ -89,7 +95,7 @@ def draw_worlds(
         )
     return inputs * design.spectrum.sqrt(), source, target
 
-# %% ../nbs/55d_teachers_in_code.ipynb #ec4c54f4
+# %% ../nbs/55d_teachers_in_code.ipynb #ed668660
 BLOCK = 2**24  # entries of inputs held at once, 128 MiB of float64
 
 

@@ -288,6 +288,13 @@ MUTANTS = (
         "if False:",
         ("teachers/test_deep.py::test_the_straight_path_into_the_saddle_is_refused_and_named",),
     ),
+    Mutant(
+        "a negative multiple is reached behind the saddle",
+        "teachers/freezing.py",
+        "multiple = multiple.clamp(min=0)",
+        "multiple = multiple.clone()",
+        ("teachers/test_freezing.py::test_the_flow_with_frozen_layers",),
+    ),
 )
 
 
