@@ -329,6 +329,51 @@ MUTANTS = (
         "return 0",
         ("test_command_line.py::test_publishing_exits_1_where_one_record_is_refused",),
     ),
+    # --- linear teachers
+    Mutant(
+        "fine-tuning learns what no input shows",
+        "teachers/regression.py",
+        "return source + span.onto(target - source)",
+        "return source + (target - source)",
+        ("teachers/test_regression.py::test_projections_and_end_point_against_the_pseudo_inverse",),
+    ),
+    Mutant(
+        "noise is not squared",
+        "teachers/regression.py",
+        "shares / torch.where(seen, span.values, 1.0), 0.0).square()",
+        "shares / torch.where(seen, span.values, 1.0), 0.0)",
+        ("teachers/test_regression.py::test_mean_over_the_noise",),
+    ),
+    Mutant(
+        "the hidden variance enters a bound once too little",
+        "teachers/bounds.py",
+        "(math.sqrt(hidden) * head + tail)",
+        "(head + tail)",
+        ("teachers/test_regression.py::test_the_gaussian_bound_by_hand",),
+    ),
+    Mutant(
+        "a deep network rescales by the squared length",
+        "teachers/deep.py",
+        "** ((1 - 1 / depth) / 2)",
+        "** (1 - 1 / depth)",
+        (
+            "teachers/test_deep.py::test_a_negative_multiple_is_reached_where_something_keeps_the_path_from_zero",
+        ),
+    ),
+    Mutant(
+        "the saddle is not looked for",
+        "teachers/deep.py",
+        "if meets_saddle(one, source[index], target[index], depth=depth):",
+        "if False:",
+        ("teachers/test_deep.py::test_the_straight_path_into_the_saddle_is_refused_and_named",),
+    ),
+    Mutant(
+        "a negative multiple is reached behind the saddle",
+        "teachers/freezing.py",
+        "multiple = multiple.clamp(min=0)",
+        "multiple = multiple.clone()",
+        ("teachers/test_freezing.py::test_the_flow_with_frozen_layers",),
+    ),
 )
 
 
