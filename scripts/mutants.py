@@ -134,6 +134,28 @@ MUTANTS = (
         "if True:",
         ("training/test_loop.py::test_best_epoch_is_kept",),
     ),
+    # --- energy
+    Mutant(
+        "a class without examples has an energy",
+        "energy.py",
+        "if empty:",
+        "if False:",
+        ("test_energy.py::test_refuses",),
+    ),
+    Mutant(
+        "energy is measured as a sum of differences, not a length",
+        "energy.py",
+        "return residuals(logits, labels).norm(dim=1)",
+        "return residuals(logits, labels).norm(p=1, dim=1)",
+        ("test_energy.py::test_energy_is_the_length_of_the_gradient_by_the_logits",),
+    ),
+    Mutant(
+        "the kernel's factor holds the direction once more",
+        "energy.py",
+        "kernel=_ratio(answered, asked.expand_as(answered)),",
+        "kernel=answered,",
+        ("test_energy.py::test_factors_multiply_to_the_summands_and_sum_to_the_step",),
+    ),
     # --- kernel
     Mutant(
         "the sums of another computation are gone on from",
