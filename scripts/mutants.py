@@ -156,6 +156,28 @@ MUTANTS = (
         "kernel=answered,",
         ("test_energy.py::test_factors_multiply_to_the_summands_and_sum_to_the_step",),
     ),
+    # --- teachers
+    Mutant(
+        "a probe of the linear model takes one step too many",
+        "teachers/linear_energy.py",
+        "** torch.tensor(steps)[:, None]",
+        "** (torch.tensor(steps)[:, None] + 1)",
+        ("teachers/test_linear_energy.py::test_the_probe_in_closed_form_is_the_probe_by_steps",),
+    ),
+    Mutant(
+        "the backbone of the linear model follows the head of the next step",
+        "teachers/linear_energy.py",
+        "weights = weights + step * features.mT @ residual",
+        "weights = weights + step * moved.mT @ residual",
+        ("teachers/test_linear_energy.py::test_tuning_takes_the_steps_of_autograd",),
+    ),
+    Mutant(
+        "the flow of one example turns the wrong way",
+        "teachers/linear_energy.py",
+        "rising, falling = (half + logit) / 2, (half - logit) / 2",
+        "falling, rising = (half + logit) / 2, (half - logit) / 2",
+        ("teachers/test_linear_energy.py::test_one_example_ends_where_the_flow_ends",),
+    ),
     # --- kernel
     Mutant(
         "the sums of another computation are gone on from",
