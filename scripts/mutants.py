@@ -134,6 +134,34 @@ MUTANTS = (
         "if True:",
         ("training/test_loop.py::test_best_epoch_is_kept",),
     ),
+    # --- prepared heads
+    Mutant(
+        "smoothed targets leave out a class",
+        "solvers/descent.py",
+        "return (1 - smoothing) * one_hot + smoothing / classes",
+        "return (1 - smoothing) * one_hot + smoothing * (1 - one_hot) / (classes - 1)",
+        (
+            "training/test_prepared_heads.py::test_smoothed_targets_are_fitted_up_to_h_plus_one_examples",
+        ),
+    ),
+    Mutant(
+        "a probe stops an epoch after the energy was reached",
+        "solvers/descent.py",
+        "arrived = energy is not None and records[epoch, 3].item() <= energy",
+        "arrived = energy is not None and epoch > 0 and records[epoch - 1, 3].item() <= energy",
+        (
+            "training/test_prepared_heads.py::test_the_path_stops_at_the_first_epoch_with_so_little_energy",
+        ),
+    ),
+    Mutant(
+        "scores of the squared loss are read as probabilities",
+        "training/head_stages.py",
+        "bias - 1 / len(bias)",
+        "bias - 0 / len(bias)",
+        (
+            "training/test_prepared_heads.py::test_the_stage_gives_the_head_of_the_solver_and_comes_back_from_its_folder",
+        ),
+    ),
     # --- energy
     Mutant(
         "a class without examples has an energy",

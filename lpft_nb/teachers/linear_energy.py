@@ -115,7 +115,7 @@ def probe_by_steps(
 
 # %% ../../nbs/30b_linear_energy.ipynb #32d53c4e
 def tangent_matrices(
-    model: LinearModel,
+    model: LinearModel,  # for its features and inputs
     heads: torch.Tensor,  # (T, h)
 ) -> torch.Tensor:  # (T, N, N)
     "The tangent kernel Z Zᵀ + |v|² X Xᵀ at each of several heads."
