@@ -18,6 +18,7 @@ import torch
 from .solvers.descent import ProbePath as ProbePath
 from .solvers.descent import probe_path as probe_path
 from .solvers.descent import stable_learning_rate as stable_learning_rate
+from .solvers.descent import soft_targets
 from lpft_nb.solvers.newton import (
     ConvergenceError,
     Design,
@@ -97,10 +98,15 @@ def fit_logistic(
     bias: bool = True,  # fit an unpenalised bias
     tolerance: float = 1e-10,  # on the relative gradient norm
     max_iterations: int = 100,  # Newton steps
+    smoothing: float = 0.0,  # share of the uniform distribution in the targets
 ) -> LogisticFit:
-    "The exact L2-regularised logistic head on frozen features, equation (eq-probe)."
+    "The exact L2-regularised logistic head on frozen features, equation (eq-probe), also for smoothed targets."
     features = as_features(features)
     labels, classes = as_labels(labels, len(features), num_classes)
+    shares = soft_targets(labels, classes, smoothing).flatten() if smoothing else None
+    if shares is not None:  # every example stands once for each class
+        features = features.repeat_interleave(classes, dim=0)
+        labels = torch.arange(classes).repeat(len(labels))
     return _fit_on(
         make_design(features, bias),
         labels,
@@ -108,9 +114,10 @@ def fit_logistic(
         penalty=check_penalty(penalty),
         tolerance=tolerance,
         max_iterations=max_iterations,
+        shares=shares,
     )
 
-
+# %% ../nbs/03c_probe_in_code.ipynb #ec2d8c6e
 def _fit_on(
     design: Design,
     labels: torch.Tensor,  # (N,)
@@ -119,11 +126,14 @@ def _fit_on(
     penalty: float,
     tolerance: float = 1e-10,
     max_iterations: int = 100,
+    shares: torch.Tensor | None = None,  # (N,) of each row in its example; None: a row an example
 ) -> LogisticFit:
     "One fit on a design that may serve several."
     targets = targets_of(labels, classes)
-    ridge = torch.tensor([1 / (penalty * len(labels))], dtype=torch.float64)
-    weights = torch.full((1, len(labels)), 1 / len(labels), dtype=torch.float64)
+    examples = len(labels) if shares is None else len(labels) // classes
+    ridge = torch.tensor([1 / (penalty * examples)], dtype=torch.float64)
+    weights = torch.full((1, len(labels)), 1 / examples, dtype=torch.float64)
+    weights = weights if shares is None else weights * shares
     solution = minimise(
         design,
         targets,
@@ -134,7 +144,7 @@ def _fit_on(
     )
     _check_convergence(solution, targets, penalties=[penalty], tolerance=tolerance)
     problems, norms, iterations = solution
-    objective = len(labels) * objective_of(problems, targets, design).item()
+    objective = examples * objective_of(problems, targets, design).item()
     weight, bias_vector = _head(problems.coefficients[0], design)
     return LogisticFit(
         weight=weight,

@@ -213,6 +213,78 @@ MUTANTS = (
         "if True:",
         ("training/test_loop.py::test_best_epoch_is_kept",),
     ),
+    # --- prepared heads
+    Mutant(
+        "smoothed targets leave out a class",
+        "solvers/descent.py",
+        "return (1 - smoothing) * one_hot + smoothing / classes",
+        "return (1 - smoothing) * one_hot + smoothing * (1 - one_hot) / (classes - 1)",
+        (
+            "training/test_prepared_heads.py::test_smoothed_targets_are_fitted_up_to_h_plus_one_examples",
+        ),
+    ),
+    Mutant(
+        "a probe stops an epoch after the energy was reached",
+        "solvers/descent.py",
+        "arrived = energy is not None and records[epoch, 3].item() <= energy",
+        "arrived = energy is not None and epoch > 0 and records[epoch - 1, 3].item() <= energy",
+        (
+            "training/test_prepared_heads.py::test_the_path_stops_at_the_first_epoch_with_so_little_energy",
+        ),
+    ),
+    Mutant(
+        "scores of the squared loss are read as probabilities",
+        "training/head_stages.py",
+        "bias - 1 / len(bias)",
+        "bias - 0 / len(bias)",
+        (
+            "training/test_prepared_heads.py::test_the_stage_gives_the_head_of_the_solver_and_comes_back_from_its_folder",
+        ),
+    ),
+    # --- energy
+    Mutant(
+        "a class without examples has an energy",
+        "energy.py",
+        "if empty:",
+        "if False:",
+        ("test_energy.py::test_refuses",),
+    ),
+    Mutant(
+        "energy is measured as a sum of differences, not a length",
+        "energy.py",
+        "return residuals(logits, labels).norm(dim=1)",
+        "return residuals(logits, labels).norm(p=1, dim=1)",
+        ("test_energy.py::test_energy_is_the_length_of_the_gradient_by_the_logits",),
+    ),
+    Mutant(
+        "the kernel's factor holds the direction once more",
+        "energy.py",
+        "kernel=_ratio(answered, asked.expand_as(answered)),",
+        "kernel=answered,",
+        ("test_energy.py::test_factors_multiply_to_the_summands_and_sum_to_the_step",),
+    ),
+    # --- teachers
+    Mutant(
+        "a probe of the linear model takes one step too many",
+        "teachers/linear_energy.py",
+        "** torch.tensor(steps)[:, None]",
+        "** (torch.tensor(steps)[:, None] + 1)",
+        ("teachers/test_linear_energy.py::test_the_probe_in_closed_form_is_the_probe_by_steps",),
+    ),
+    Mutant(
+        "the backbone of the linear model follows the head of the next step",
+        "teachers/linear_energy.py",
+        "weights = weights + step * features.mT @ residual",
+        "weights = weights + step * moved.mT @ residual",
+        ("teachers/test_linear_energy.py::test_tuning_takes_the_steps_of_autograd",),
+    ),
+    Mutant(
+        "the flow of one example turns the wrong way",
+        "teachers/linear_energy.py",
+        "rising, falling = (half + logit) / 2, (half - logit) / 2",
+        "falling, rising = (half + logit) / 2, (half - logit) / 2",
+        ("teachers/test_linear_energy.py::test_one_example_ends_where_the_flow_ends",),
+    ),
     # --- kernel
     Mutant(
         "the sums of another computation are gone on from",

@@ -379,6 +379,7 @@ def test_path_is_gradient_descent(classes, batch_size):
                 loss.item(),
                 weight.norm().item(),
                 (logits.argmax(1) == labels).double().mean().item(),
+                (torch.eye(classes)[labels] - logits.softmax(1)).norm(dim=1).mean().item(),
             ]
         )
         order = torch.arange(30) if batch_size is None else torch.randperm(30, generator=generator)
@@ -393,7 +394,7 @@ def test_path_is_gradient_descent(classes, batch_size):
                     bias -= 0.05 * gradients[1]
     torch.testing.assert_close(path.weight, weight.detach())
     torch.testing.assert_close(path.bias, bias.detach())
-    assert list(path.history.columns) == ["epoch", "loss", "head_norm", "accuracy"]
+    assert list(path.history.columns) == ["epoch", "loss", "head_norm", "accuracy", "energy"]
     np.testing.assert_allclose(path.history.to_numpy(), rows, rtol=1e-9)
 
 

@@ -8,13 +8,15 @@ __all__ = ['LinearProbe', 'ScaleHead']
 # %% ../../nbs/10d_head_stages.ipynb #2dbca8d3
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
 
 from ..classifier import set_head
-from ..linear_probe import fit_probe, probe_path
+from ..linear_probe import fit_logistic, fit_probe, probe_path
+from ..solvers.descent import check_loss
+from ..solvers.squared import fit_squared
 from .loop import head_norm
 from .stage import StageData, check_settings, set_trainable, trainable_table
 
@@ -32,6 +34,9 @@ class LinearProbe:
     batch_size: int | None = None  # of the gradient steps; None: all examples at once
     folds: int | None = None  # of the cross-validation; None: 5, or the size of the smallest class
     repeats: int | None = None  # of the cross-validation with other folds, averaged; None: 1
+    smoothing: float | None = None  # share of the uniform distribution in the targets; None: 0
+    loss: str | None = None  # cross-entropy or squared; None: cross-entropy
+    energy: float | None = None  # stop the gradient steps at it; None: after `epochs`
 
     name: ClassVar[str] = "LP"
 
@@ -55,6 +60,7 @@ class LinearProbe:
                 "LinearProbe(batch_size=…) belongs to gradient steps; give epochs and "
                 "learning_rate too"
             )
+        _check_preparation(self)
 
     def prepare(
         self,
@@ -77,11 +83,47 @@ class LinearProbe:
             model, data, self, epochs=self.epochs, learning_rate=self.learning_rate
         )
 
+# %% ../../nbs/10d_head_stages.ipynb #d16203a9
+def _is_plain(probe: LinearProbe) -> bool:
+    "Whether loss and targets are those of a logistic regression."
+    return probe.smoothing is None and probe.loss in (None, "cross-entropy")
+
+
+def _check_preparation(probe: LinearProbe) -> None:
+    "ValueError for ways to prepare a head that cannot be, or not together."
+    if probe.loss is not None:
+        check_loss(probe.loss)
+    for name, most in (("smoothing", 1.0), ("energy", math.sqrt(2))):
+        value = getattr(probe, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < most):
+            raise ValueError(
+                f"LinearProbe({name}={value!r}): expected a number between 0 and {most:.4g}, or None"
+            )
+    if probe.epochs is None and probe.energy is not None:
+        raise ValueError(
+            "LinearProbe(energy=…) stops gradient steps; give epochs, the most of them, and "
+            "learning_rate too"
+        )
+    if probe.epochs is None and not _is_plain(probe):
+        if probe.penalty is None:
+            raise ValueError(
+                "LinearProbe(smoothing=…, loss=…) is not cross-validated: give a penalty (inf for none), or "
+                "epochs and learning_rate for gradient steps"
+            )
+        if probe.folds is not None or probe.repeats is not None:
+            raise ValueError(
+                "LinearProbe(folds=…, repeats=…) belongs to a cross-validation, which smoothed targets and the "
+                "squared loss do not have; leave them out"
+            )
+
 # %% ../../nbs/10d_head_stages.ipynb #dd7c09fc
 def _fit_exactly(
     model: "Classifier", data: StageData, probe: LinearProbe
 ) -> tuple[list[dict], dict]:
     "Give the head the exact optimum on the frozen features: no history; facts of the fit."
+    if not _is_plain(probe):
+        return _fit_changed(model, data, probe)
     fit = fit_probe(
         data.features["train"],
         torch.tensor(data.encoded["train"].labels),
@@ -99,6 +141,28 @@ def _fit_exactly(
         {} if validation is None else {"penalty_at_end": validation.at_end}
     )
 
+# %% ../../nbs/10d_head_stages.ipynb #8a315ead
+def _bias_of_logits(bias: torch.Tensor | None, loss: str | None) -> torch.Tensor | None:
+    "The bias (C,) with which a head's scores are logits: 1/C less after the squared loss."
+    return bias if bias is None or loss != "squared" else bias - 1 / len(bias)
+
+
+def _fit_changed(
+    model: "Classifier", data: StageData, probe: LinearProbe
+) -> tuple[list[dict], dict]:
+    "Give the head the exact optimum for smoothed targets or the squared loss: no history; facts of the fit."
+    fit = fit_squared if probe.loss == "squared" else fit_logistic
+    found = fit(
+        data.features["train"],
+        torch.tensor(data.encoded["train"].labels),
+        math.inf if probe.penalty is None else probe.penalty,
+        num_classes=data.num_labels,
+        bias=model.head.bias is not None,
+        smoothing=probe.smoothing or 0.0,
+    )
+    set_head(model, found.weight, _bias_of_logits(found.bias, probe.loss))
+    return [], dict(objective=found.objective)
+
 # %% ../../nbs/10d_head_stages.ipynb #08b62711
 def _fit_by_steps(
     model: "Classifier",
@@ -108,7 +172,7 @@ def _fit_by_steps(
     epochs: int,
     learning_rate: float,
 ) -> tuple[list[dict], dict]:
-    "Move the head by gradient steps on the frozen features: history of loss, head norm and accuracy; no further facts."
+    "Move the head by gradient steps on the frozen features: its history; where it stopped, if that was asked for."
     bias = model.head.bias
     path = probe_path(
         data.features["train"],
@@ -122,8 +186,15 @@ def _fit_by_steps(
         penalty=math.inf if probe.penalty is None else probe.penalty,
         batch_size=probe.batch_size,
         seed=data.seed,
+        smoothing=probe.smoothing or 0.0,
+        loss=probe.loss or "cross-entropy",
+        energy=probe.energy,
     )
-    set_head(model, path.weight, path.bias)
+    set_head(model, path.weight, _bias_of_logits(path.bias, probe.loss))
+    last = path.history.iloc[-1]
+    facts: dict[str, Any] = {}
+    if probe.energy is not None:
+        facts = dict(epochs_taken=int(last["epoch"]), energy_reached=float(last["energy"]))
     return [
         dict(
             step=int(row["epoch"]),
@@ -132,7 +203,7 @@ def _fit_by_steps(
             value=float(row["value"]),
         )
         for row in path.history.melt(id_vars="epoch", var_name="metric").to_dict("records")
-    ], {}
+    ], facts
 
 # %% ../../nbs/10d_head_stages.ipynb #f26d318b
 @dataclass(frozen=True)
