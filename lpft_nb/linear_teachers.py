@@ -7,9 +7,9 @@ __all__ = ['BLOCK', 'Design', 'draw_worlds', 'sample_risks', 'gaussian_bound', '
            'deep_fine_tuned', 'meets_saddle', 'squared_ratio', 'Flow', 'gradient_flow', 'product', 'start_weights',
            'best_head_flow', 'frozen_fine_tuned', 'least_frozen_risk', 'probed_head', 'risk_in_and_out',
            'descend_in_batches', 'descent_shares', 'fine_tuned', 'fitted', 'flow_shares', 'isotropic_mean_risk',
-           'mean_risk', 'ridge_shares', 'Span', 'risk', 'span_of']
+           'mean_risk', 'ridge_shares', 'task_alignment', 'task_distance', 'Span', 'risk', 'span_of']
 
-# %% ../nbs/55d_teachers_in_code.ipynb #3e9a9262
+# %% ../nbs/55d_teachers_in_code.ipynb #219d981b
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,13 +42,15 @@ from .teachers.regression import flow_shares as flow_shares
 from .teachers.regression import isotropic_mean_risk as isotropic_mean_risk
 from .teachers.regression import mean_risk as mean_risk
 from .teachers.regression import ridge_shares as ridge_shares
+from .teachers.similarity import task_alignment as task_alignment
+from .teachers.similarity import task_distance as task_distance
 from .teachers.spans import Span as Span
 from .teachers.spans import risk as risk
 from .teachers.spans import span_of as span_of
 
-_all_ = ["gaussian_bound", "hidden_variance", "split_bound", "SaddleError", "deep_fine_tuned", "meets_saddle", "squared_ratio", "Flow", "gradient_flow", "product", "start_weights", "best_head_flow", "frozen_fine_tuned", "least_frozen_risk", "probed_head", "risk_in_and_out", "descend_in_batches", "descent_shares", "fine_tuned", "fitted", "flow_shares", "isotropic_mean_risk", "mean_risk", "ridge_shares", "Span", "risk", "span_of"]  # importable from here too  # fmt: skip
+_all_ = ["gaussian_bound", "hidden_variance", "split_bound", "SaddleError", "deep_fine_tuned", "meets_saddle", "squared_ratio", "Flow", "gradient_flow", "product", "start_weights", "best_head_flow", "frozen_fine_tuned", "least_frozen_risk", "probed_head", "risk_in_and_out", "descend_in_batches", "descent_shares", "fine_tuned", "fitted", "flow_shares", "isotropic_mean_risk", "mean_risk", "ridge_shares", "task_alignment", "task_distance", "Span", "risk", "span_of"]  # importable from here too  # fmt: skip
 
-# %% ../nbs/55d_teachers_in_code.ipynb #48dfaeaa
+# %% ../nbs/55d_teachers_in_code.ipynb #e9e12d0d
 @dataclass(frozen=True)
 class Design:
     "Random worlds with two linear teachers and Gaussian inputs."
@@ -75,7 +77,7 @@ class Design:
         values = torch.arange(1, self.dimension + 1, dtype=torch.float64) ** -self.decay
         return values / values.mean()
 
-# %% ../nbs/55d_teachers_in_code.ipynb #a67c0820
+# %% ../nbs/55d_teachers_in_code.ipynb #465d642f
 def draw_worlds(
     design: Design,  # of the worlds
     numbers: Sequence[int],  # of the draws
@@ -95,7 +97,7 @@ def draw_worlds(
         )
     return inputs * design.spectrum.sqrt(), source, target
 
-# %% ../nbs/55d_teachers_in_code.ipynb #ed668660
+# %% ../nbs/55d_teachers_in_code.ipynb #2a33269b
 BLOCK = 2**24  # entries of inputs held at once, 128 MiB of float64
 
 

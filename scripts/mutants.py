@@ -446,6 +446,13 @@ MUTANTS = (
         "multiple = multiple.clone()",
         ("teachers/test_freezing.py::test_the_flow_with_frozen_layers",),
     ),
+    Mutant(
+        "a distance forgets the training inputs",
+        "teachers/similarity.py",
+        "difference = span.off(difference)",
+        "difference = difference.clone()",
+        ("teachers/test_similarity.py::test_distances_by_hand_and_as_a_risk",),
+    ),
 )
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frozen_fine_tuned', 'least_frozen_risk', 'probed_head', 'risk_in_and_out', 'best_head_flow']
 
-# %% ../../nbs/57a_frozen_layers.ipynb #970d27fb
+# %% ../../nbs/57a_frozen_layers.ipynb #e74e2934
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from .spans import Span, as_float64, check_covariance, check_length, span_of
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-# %% ../../nbs/57a_frozen_layers.ipynb #f3062182
+# %% ../../nbs/57a_frozen_layers.ipynb #c40b524d
 def frozen_fine_tuned(
     span: Span,  # of the training inputs
     source: "ArrayLike",  # (..., d) product of the balanced weights
@@ -58,7 +58,7 @@ def least_frozen_risk(
     shared = (weighted[0] * target).sum(dim=-1)
     return ((weighted[1] * target).sum(dim=-1) - shared.square() / length).clamp(min=0)
 
-# %% ../../nbs/57a_frozen_layers.ipynb #53895798
+# %% ../../nbs/57a_frozen_layers.ipynb #33ca4579
 def probed_head(
     inputs: "ArrayLike",  # (n, d)
     labels: "ArrayLike",  # (n,)
@@ -83,7 +83,7 @@ def risk_in_and_out(
     inside = span.onto(difference)
     return inside.square().sum(dim=-1), (difference - inside).square().sum(dim=-1)
 
-# %% ../../nbs/57a_frozen_layers.ipynb #f135fc9a
+# %% ../../nbs/57a_frozen_layers.ipynb #1369fda5
 def best_head_flow(
     inputs: "ArrayLike",  # (n, d)
     labels: "ArrayLike",  # (n,)
@@ -117,8 +117,10 @@ def best_head_flow(
         return float(errors(state) @ errors(state)) / size - fitted_at
 
     done.terminal = True  # pyright: ignore[reportFunctionMemberAccess]
-    settings = {"rtol": tolerance, "atol": 1e-3 * tolerance, "events": done}
-    run = solve_ivp(slope, (0, time), start.ravel(), method="DOP853", **settings)
+    flat, least = start.ravel(), 1e-3 * tolerance
+    run = solve_ivp(
+        slope, (0, time), flat, method="DOP853", rtol=tolerance, atol=least, events=done
+    )
     if run.status < 0:
         raise ArithmeticError(f"the solver stopped at time {run.t[-1]:.3g}: {run.message}")
     path = [layers(column) for column in run.y.T]
