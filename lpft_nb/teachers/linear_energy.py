@@ -137,13 +137,14 @@ def tuned_features(
     features = model.features.expand(len(heads), -1, -1)
     weights = heads[:, :, None]  # (T, h, 1)
     targets = model.targets[:, None]
+    residual = targets - features @ weights
     for _ in range(max_steps):
-        residual = targets - features @ weights
         if residual.abs().max() < tolerance:
             return features
         moved = features + step * (gram @ residual) @ weights.mT
         weights = weights + step * features.mT @ residual
         features = moved
+        residual = targets - features @ weights
     raise RuntimeError(
         f"fine-tuning has a residual of {residual.abs().max():.1e} after {max_steps} steps, wanted "
         f"{tolerance:.0e}; take more steps, or a smaller share than {share:g} where it grows"

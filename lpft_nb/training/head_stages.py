@@ -171,7 +171,7 @@ def _fit_by_steps(
     *,
     epochs: int,
     learning_rate: float,
-) -> tuple[list[dict], dict]:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "Move the head by gradient steps on the frozen features: its history; where it stopped, if that was asked for."
     bias = model.head.bias
     path = probe_path(
