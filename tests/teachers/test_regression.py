@@ -183,25 +183,27 @@ def test_the_gaussian_bound_fails_no_more_often_than_allowed(decay, examples):
     assert stats.binom.sf(failures - 1, 400, 0.2) > 1e-6
 
 
-def test_the_gaussian_bound_by_hand():
-    spectrum, difference = (
-        torch.tensor([4.0, 1.0, 0.25]).double(),
-        torch.tensor([1.0, 2.0, 3.0]).double(),
-    )
-    hidden = hidden_variance(spectrum, 100, 0.1)
-    margin = (mean_length(100) - math.sqrt(2 * math.log(10))) ** 2
-    local = min(2 * rest / (margin - 2 * k) for k, rest in enumerate((5.25, 1.25, 0.25, 0.0)))
-    assert hidden == pytest.approx(min(5.25 / margin, local, 4.0))
-    hidden = hidden_variance(spectrum, 30, 0.1)
+@pytest.mark.parametrize("first", [0.1, 5.0])
+def test_the_gaussian_bound_by_hand(first):
+    spectrum = 4 * torch.arange(1, 13, dtype=torch.float64) ** -2.0
+    difference = torch.tensor([first, *[0.2] * 11], dtype=torch.float64)
+    hidden = hidden_variance(spectrum, 20, 0.1)
+    margin = (mean_length(20) - math.sqrt(2 * math.log(10))) ** 2
+    local = min(2 * spectrum[k:].sum().item() / (margin - 2 * k) for k in range(3))
+    assert 4 < margin < 6
+    assert hidden == pytest.approx(min(spectrum.sum().item() / margin, local, 4.0))
+    assert 0.5 < hidden < 4 and abs(hidden - 1) > 0.1
     bounds = []
-    for k in range(4):
+    for k in range(13):
         head = (difference[:k].square() / spectrum[:k]).sum().sqrt()
         bounds.append(hidden * (math.sqrt(hidden) * head + difference[k:].norm()) ** 2)
-    assert gaussian_bound(spectrum, difference, 30, failure=0.1).item() == pytest.approx(
-        min(bounds).item()
-    )
+    least = min(range(13), key=lambda k: bounds[k])
+    assert (least > 0) == (first > 0.5)
+    bound = gaussian_bound(spectrum, difference, 20, failure=0.1)
+    assert bound.item() == pytest.approx(bounds[least].item())
     assert mean_length(1) == pytest.approx(math.sqrt(2 / math.pi))
     assert hidden_variance(spectrum, 1, 0.01) == 4.0  # too few examples: the trivial bound
+    assert hidden_variance(spectrum, 200, 0.01) == 0.0  # nothing is hidden
 
 
 # --- properties
