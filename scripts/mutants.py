@@ -451,7 +451,7 @@ MUTANTS = (
         "teachers/similarity.py",
         "difference = span.off(difference)",
         "difference = difference.clone()",
-        ("teachers/test_similarity.py::test_distances_by_hand_and_as_a_risk",),
+        ("teachers/test_task_similarity.py::test_distances_by_hand_and_as_a_risk",),
     ),
 )
 
