@@ -132,6 +132,7 @@ def figure_rows():
         "final and status == 'finished' and split == 'test' and metric == 'accuracy'"
     )
     rows = rows[rows["task"].isin(FIGURE_TASKS) & rows["method"].isin(METHODS)]
+    rows = rows[rows["model"].str.endswith("all-MiniLM-L6-v2")]
     place = {name: number for number, name in enumerate([*FIGURE_TASKS, *METHODS])}
     return rows.sort_values(
         ["task", "method", "seed"],

@@ -56,6 +56,13 @@ def values_by_seed(
     rows = results[(results["method"] == method) & (results["metric"] == metric)]
     rows = rows[rows["split"] == split]
     rows = rows[rows["final"]] if stage is None else rows[rows["stage"] == stage]
+    repeated = rows.duplicated(["task", "seed"])
+    if repeated.any():
+        task, seed = rows.loc[repeated, ["task", "seed"]].iloc[0]
+        raise ValueError(
+            f"expected one run of {method} a task and seed, got several of {task} with seed {seed}: "
+            "keep one model and one setting"
+        )
     return {str(task): group.set_index("seed")["value"] for task, group in rows.groupby("task")}
 
 

@@ -12,6 +12,7 @@ from lpft_nb.lab.first_results import (
     cosine_drift,
     learning_rates,
     majority_share,
+    values_by_seed,
 )
 from lpft_nb.records import load_results
 from lpft_nb.tasks import load_task
@@ -73,3 +74,11 @@ def test_drift_of_the_cosine_keeps_its_sign_in_each_run():
     frame["final"] = frame["stage"] != "start"
     drift = cosine_drift(frame, "FT")["t"]
     assert drift.mean() == pytest.approx(0) and drift.abs().mean() == pytest.approx(0.2)
+
+
+def test_two_models_of_one_task_are_not_taken_for_one():
+    row = dict(task="cb", method="LP", metric="accuracy", split="test", seed=1, stage="LP")
+    one = pd.DataFrame([row | {"value": 0.5, "final": True}])
+    assert values_by_seed(one, "LP", "accuracy")["cb"].to_dict() == {1: 0.5}
+    with pytest.raises(ValueError, match="one run of LP a task and seed, got several of cb with"):
+        values_by_seed(pd.concat([one, one.assign(value=0.7)]), "LP", "accuracy")
