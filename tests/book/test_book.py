@@ -34,6 +34,8 @@ def test_nothing_of_the_source_language_shows(book, page):
     assert not [
         line for line in code.splitlines() if line.lstrip().replace("# |", "#|").startswith("#|")
     ]
+    outputs = " ".join(one.get_text() for one in soup(path).select("div.cell_output"))
+    assert "np.float64(" not in outputs, "a number is printed as NumPy writes it: format it"
     text = prose(path)
     for mark in (
         ":::",
