@@ -241,7 +241,30 @@ MUTANTS = (
             "training/test_prepared_heads.py::test_the_stage_gives_the_head_of_the_solver_and_comes_back_from_its_folder",
         ),
     ),
+    Mutant(
+        "a shared walk hands out its last head",
+        "training/head_stages.py",
+        'return stored[f"weight/{epochs}"], stored.get(f"bias/{epochs}")',
+        'return stored[f"weight/{max(keep)}"], stored.get(f"bias/{max(keep)}")',
+        (
+            "training/test_prepared_heads.py::test_probes_of_several_lengths_share_one_walk_bit_for_bit",
+        ),
+    ),
+    Mutant(
+        "the start of a shared walk is in no key",
+        "training/head_stages.py",
+        'content_hash({"features": features, "labels": labels, **start})',
+        'content_hash({"features": features, "labels": labels})',
+        ("training/test_prepared_heads.py::test_another_start_or_setting_is_another_walk",),
+    ),
     # --- energy
+    Mutant(
+        "the energy of a stage's end is that of its last row",
+        "training/measuring.py",
+        "energy(logits[split], labels[split])",
+        "energy(logits[split][-1:], labels[split][-1:])",
+        ("test_stages.py::test_every_stage_end_has_the_energy_of_the_whole_training_set",),
+    ),
     Mutant(
         "a class without examples has an energy",
         "energy.py",

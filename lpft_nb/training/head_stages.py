@@ -7,9 +7,12 @@ __all__ = ['LinearProbe', 'ScaleHead']
 
 # %% ../../nbs/10d_head_stages.ipynb #2dbca8d3
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -17,6 +20,7 @@ from ..classifier import set_head
 from ..linear_probe import fit_logistic, fit_probe, probe_path
 from ..solvers.descent import check_loss
 from ..solvers.squared import fit_squared
+from ..store.cache import cached, content_hash
 from .loop import head_norm
 from .stage import StageData, check_settings, set_trainable, trainable_table
 
@@ -29,7 +33,7 @@ class LinearProbe:
     "Train the head on frozen features: the exact L2-penalised optimum, or `epochs` of gradient steps."
 
     penalty: float | None = None  # scikit-learn's C; None: cross-validated (exact), none (steps)
-    epochs: int | None = None  # None: the exact optimum
+    epochs: int | None = None  # None: the exact optimum; 0: the head stays as it is
     learning_rate: float | None = None  # of the gradient steps; required with epochs
     batch_size: int | None = None  # of the gradient steps; None: all examples at once
     folds: int | None = None  # of the cross-validation; None: 5, or the size of the smallest class
@@ -37,11 +41,15 @@ class LinearProbe:
     smoothing: float | None = None  # share of the uniform distribution in the targets; None: 0
     loss: str | None = None  # cross-entropy or squared; None: cross-entropy
     energy: float | None = None  # stop the gradient steps at it; None: after `epochs`
+    keep: tuple[int, ...] | None = (
+        None  # epochs, this one's too, that share a cached walk; None: alone
+    )
 
     name: ClassVar[str] = "LP"
 
     def __post_init__(self):
-        given = {name: getattr(self, name) for name in ("epochs", "batch_size", "folds", "repeats")}
+        given = {name: getattr(self, name) for name in ("batch_size", "folds", "repeats")}
+        given["epochs"] = self.epochs or None
         rates = {"learning_rate": self.learning_rate, "penalty": self.penalty}
         check_settings(
             "LinearProbe",
@@ -89,6 +97,18 @@ def _is_plain(probe: LinearProbe) -> bool:
     return probe.smoothing is None and probe.loss in (None, "cross-entropy")
 
 
+def _check_keep(probe: LinearProbe) -> None:
+    "ValueError for a shared walk that this probe is no part of."
+    if probe.keep is None:
+        return
+    whole = all(type(epoch) is int and epoch >= 0 for epoch in probe.keep)
+    if not whole or probe.epochs not in probe.keep or probe.energy is not None:
+        raise ValueError(
+            f"LinearProbe(keep={probe.keep!r}, epochs={probe.epochs}): expected epochs, whole numbers from 0 on, "
+            "with this probe's among them, and no energy"
+        )
+
+
 def _check_preparation(probe: LinearProbe) -> None:
     "ValueError for ways to prepare a head that cannot be, or not together."
     if probe.loss is not None:
@@ -100,6 +120,7 @@ def _check_preparation(probe: LinearProbe) -> None:
             raise ValueError(
                 f"LinearProbe({name}={value!r}): expected a number between 0 and {most:.4g}, or None"
             )
+    _check_keep(probe)
     if probe.epochs is None and probe.energy is not None:
         raise ValueError(
             "LinearProbe(energy=…) stops gradient steps; give epochs, the most of them, and "
@@ -164,6 +185,29 @@ def _fit_changed(
     return [], dict(objective=found.objective)
 
 # %% ../../nbs/10d_head_stages.ipynb #08b62711
+def _walked_once(
+    walk: Callable[..., Any], keep: tuple[int, ...], epochs: int, key: list[Any]
+) -> tuple[torch.Tensor, torch.Tensor | None, pd.DataFrame]:
+    "Weight, bias and history of a probe of `epochs`, out of one cached walk to the longest of `keep`."
+
+    def compute() -> dict[str, torch.Tensor]:
+        path = walk(epochs=max(keep), keep=keep)
+        found = {f"weight/{epoch}": weight for epoch, (weight, _) in path.heads.items()}
+        found |= {
+            f"bias/{epoch}": bias for epoch, (_, bias) in path.heads.items() if bias is not None
+        }
+        columns = {name: path.history[name].to_numpy(np.float64) for name in path.history}
+        return found | {
+            f"history/{name}": torch.from_numpy(one.copy()) for name, one in columns.items()
+        }
+
+    stored = cached("probe_path", {"walk": key, "keep": sorted(keep)}, compute)
+    columns = ("epoch", "loss", "head_norm", "accuracy", "energy")
+    history = pd.DataFrame({name: stored[f"history/{name}"].numpy() for name in columns})
+    history["epoch"] = history["epoch"].astype(int)
+    return stored[f"weight/{epochs}"], stored.get(f"bias/{epochs}"), history.iloc[: epochs + 1]
+
+# %% ../../nbs/10d_head_stages.ipynb #3c57ef16
 def _fit_by_steps(
     model: "Classifier",
     data: StageData,
@@ -173,25 +217,29 @@ def _fit_by_steps(
     learning_rate: float,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "Move the head by gradient steps on the frozen features: its history; where it stopped, if that was asked for."
-    bias = model.head.bias
-    path = probe_path(
-        data.features["train"],
-        torch.tensor(data.encoded["train"].labels),
-        epochs=epochs,
+    features, labels = data.features["train"], torch.tensor(data.encoded["train"].labels)
+    weight, bias = model.head.weight.detach(), model.head.bias
+    start = {"weight": weight} if bias is None else {"weight": weight, "bias_init": bias.detach()}
+    settings: dict[str, Any] = dict(
         learning_rate=learning_rate,
         num_classes=data.num_labels,
         bias=bias is not None,
-        weight=model.head.weight.detach(),
-        bias_init=None if bias is None else bias.detach(),
         penalty=math.inf if probe.penalty is None else probe.penalty,
         batch_size=probe.batch_size,
         seed=data.seed,
         smoothing=probe.smoothing or 0.0,
         loss=probe.loss or "cross-entropy",
-        energy=probe.energy,
     )
-    set_head(model, path.weight, _bias_of_logits(path.bias, probe.loss))
-    last = path.history.iloc[-1]
+    walk = partial(probe_path, features, labels, **settings, **start)
+    if probe.keep is None:
+        path = walk(epochs=epochs, energy=probe.energy)
+        found = path.weight, path.bias, path.history
+    else:
+        words = {name: str(value) for name, value in settings.items()}
+        key = [content_hash({"features": features, "labels": labels, **start}), words]
+        found = _walked_once(walk, probe.keep, epochs, key)
+    set_head(model, found[0], _bias_of_logits(found[1], probe.loss))
+    history, last = found[2], found[2].iloc[-1]
     facts: dict[str, Any] = {}
     if probe.energy is not None:
         facts = dict(epochs_taken=int(last["epoch"]), energy_reached=float(last["energy"]))
@@ -202,7 +250,7 @@ def _fit_by_steps(
             metric=row["metric"],
             value=float(row["value"]),
         )
-        for row in path.history.melt(id_vars="epoch", var_name="metric").to_dict("records")
+        for row in history.melt(id_vars="epoch", var_name="metric").to_dict("records")
     ], facts
 
 # %% ../../nbs/10d_head_stages.ipynb #f26d318b

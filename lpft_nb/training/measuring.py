@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..classifier import features_of
+from ..energy import energy
 from ..features import feature_statistics, separation_statistics
 from ..metrics import classification_metrics
 from ..models.checkpoints import quiet_transformers
@@ -172,6 +173,8 @@ def measure(
         logits[split] = head_logits(model, features[split])
         with classes_may_lack(split):
             values = classification_metrics(logits[split], labels[split], extra=extra)
+        if split == "train":
+            values["energy"] = energy(logits[split], labels[split])
         values |= feature_statistics(features[split], reference[split])
         if labels[split].unique().numel() > 1:
             values |= separation_statistics(features[split], labels[split])
