@@ -257,6 +257,31 @@ MUTANTS = (
         'content_hash({"features": features, "labels": labels})',
         ("training/test_prepared_heads.py::test_another_start_or_setting_is_another_walk",),
     ),
+    Mutant(
+        "a larger head is probed with dropout on",
+        "training/larger_heads.py",
+        "cast(nn.Module, model).eval()",
+        "cast(nn.Module, model).train()",
+        ("training/test_larger_heads.py::test_the_walk_is_a_plain_loop_without_dropout",),
+    ),
+    Mutant(
+        "pieces of a batch are not added up",
+        "training/larger_heads.py",
+        "/ len(rows)).backward()",
+        "/ len(part) * 2).backward()",
+        ("training/test_larger_heads.py::test_the_walk_is_a_plain_loop_without_dropout",),
+    ),
+    Mutant(
+        "features that are measured are those behind the hidden layer",
+        "training/measuring.py",
+        """    with below_hidden_layer(model):
+        return {split""",
+        """    if model:
+        return {split""",
+        (
+            "training/test_larger_heads.py::test_features_that_are_measured_are_those_below_the_hidden_layer",
+        ),
+    ),
     # --- energy
     Mutant(
         "the energy of a stage's end is that of its last row",

@@ -19,6 +19,7 @@ from ..energy import energy
 from ..features import feature_statistics, separation_statistics
 from ..metrics import classification_metrics
 from ..models.checkpoints import quiet_transformers
+from ..models.hidden_layer import below_hidden_layer, through_hidden_layer
 from ..models.trials import tried_length
 from lpft_nb.models.fingerprints import (
     function_fingerprint,
@@ -98,9 +99,10 @@ def split_features(
     encoded: Mapping[str, EncodedDataset],  # by split
     device: str,  # as `resolve` gives it
 ) -> dict[str, torch.Tensor]:  # by split, (N, h) float32
-    "The features φ of every split, computed now."
+    "The features of every split, below a hidden layer where there is one, computed now."
     cast(torch.nn.Module, model).to(device)
-    return {split: features_of(model, data.inputs) for split, data in encoded.items()}
+    with below_hidden_layer(model):
+        return {split: features_of(model, data.inputs) for split, data in encoded.items()}
 
 
 def _arithmetic(device: str) -> list[str]:
@@ -115,8 +117,9 @@ def frozen_features(
     encoded: Mapping[str, EncodedDataset],  # by split
     device: str,  # as `resolve` gives it
 ) -> dict[str, torch.Tensor]:  # by split, (N, h) float32
-    "The features φ of every split, through the cache."
-    common: dict[str, Any] = {"weights": weights_hash(model)}
+    "The features of every split, below a hidden layer where there is one, through the cache."
+    with below_hidden_layer(model):
+        common: dict[str, Any] = {"weights": weights_hash(model)}
     common["device"] = [device, *_arithmetic(device)]
     if model.tokenizer is not None:
         common["padding"] = [model.tokenizer.pad_token_id, model.tokenizer.padding_side]
@@ -148,9 +151,13 @@ def classes_may_lack(
 
 def head_logits(
     model: "Classifier",  # for its head
-    features: torch.Tensor,  # (N, h)
+    features: torch.Tensor,  # (N, h), as `split_features` gives them
 ) -> torch.Tensor:  # (N, C) float32 raw scores
-    "The head applied to features, in float32 on the CPU."
+    "The head applied to features, and a hidden layer before it, in float32 on the CPU."
+    if model.config.hidden_layer is not None:
+        with torch.no_grad():
+            given = features.to(model.device, model.head.weight.dtype)
+            features = through_hidden_layer(model.backbone, given).float().cpu()
     weight, bias = model.head.weight.detach().float().cpu(), model.head.bias
     return torch.nn.functional.linear(
         features, weight, None if bias is None else bias.detach().float().cpu()
