@@ -221,7 +221,7 @@ def _fit_changed(
 
 # %% ../../nbs/10d_head_stages.ipynb #08b62711
 def _walked_once(
-    walk: Callable[..., Any], keep: tuple[int, ...], epochs: int, key: list[Any]
+    walk: Callable[..., Any], keep: tuple[int, ...], *, epochs: int, key: list[Any]
 ) -> tuple[torch.Tensor, torch.Tensor | None, pd.DataFrame]:
     "Weight, bias and history of a probe of `epochs`, out of one cached walk to the longest of `keep`."
 
@@ -267,7 +267,7 @@ def _walk_linear(
     else:
         words = {name: str(value) for name, value in settings.items()}
         key = [content_hash({"features": features, "labels": labels, **start}), words]
-        found = _walked_once(walk, probe.keep, epochs, key)
+        found = _walked_once(walk, probe.keep, epochs=epochs, key=key)
     set_head(model, found[0], _bias_of_logits(found[1], probe.loss))
     return found[2]
 

@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from test_stages import small, write_task
 
-from lpft_nb.classifier import features_of
+from lpft_nb.classifier import features_of, reset_head
 from lpft_nb.energy import energy, smoothed_energy
 from lpft_nb.linear_probe import ConvergenceError, fit_logistic, probe_path
 from lpft_nb.solvers.descent import soft_targets, stable_learning_rate
@@ -273,7 +273,9 @@ def test_probes_of_several_lengths_share_one_walk_bit_for_bit(changed, bias, tas
 def test_another_start_or_setting_is_another_walk(task, walks):
     step = dict(epochs=3, learning_rate=0.01, keep=(3, 5))
     for seed, more in ((0, {}), (1, {}), (0, {"penalty": 2.0}), (0, {"keep": (3, 6)}), (0, {})):
-        run_stages(small(seed=seed), task, [LinearProbe(**step | more)], device="cpu")
+        model = small()
+        reset_head(model, seed)
+        run_stages(model, task, [LinearProbe(**step | more)], device="cpu")
     assert walks == [5, 5, 5, 6]
 
 
