@@ -40,7 +40,7 @@ from lpft_nb.models.fine_tuned import (
     OWN,
     build_features,
     put_together,
-    read_out,
+    read_features,
 )
 from lpft_nb.models.loading import (
     fresh_config,
@@ -155,8 +155,7 @@ class _Function(PreTrainedModel):
     ) -> torch.Tensor:  # (N, h)
         "φ of a batch; with the backbone's dropout when the module is in training mode."
         batch = prepare_batch(self.inputs, input_ids, attention_mask, token_type_ids=token_type_ids)
-        output = self.backbone(**batch, **self.inputs.fixed)
-        return read_out(output, batch["attention_mask"], cast(str, self.config.pooling))
+        return read_features(self, batch)
 
     def forward(
         self,

@@ -95,7 +95,7 @@ def feature_motion(
     return {
         "distance": change["feature_change"],
         "cosine_distance": 1 - change["mean_cosine_to_reference"],
-        "dot_product": (features * reference).sum(dim=1).mean().item(),
+        "dot_product": change["dot_to_reference"],
         "norm": features.norm(dim=1).mean().item(),
     }
 

@@ -59,7 +59,9 @@ def mean_cosine(
 def change_statistics(
     features: torch.Tensor,  # (N, h) float64
     reference: torch.Tensor,  # (N, h) float64, same examples in the same order
-) -> dict[str, float]:  # feature_change, feature_change_relative, mean_cosine_to_reference
+) -> dict[
+    str, float
+]:  # feature_change, feature_change_relative, mean_cosine_to_reference, dot_to_reference
     "How far each row moved from its reference, averaged over rows: Diff(F) of Tomihari and Sato (2024), Table 1."
     distance = (features - reference).norm(dim=1)
     cosine = (unit_rows(features) * unit_rows(reference)).sum(dim=1)
@@ -67,6 +69,7 @@ def change_statistics(
         "feature_change": distance.mean().item(),
         "feature_change_relative": (distance / reference.norm(dim=1)).mean().item(),
         "mean_cosine_to_reference": cosine.mean().item(),
+        "dot_to_reference": (features * reference).sum(dim=1).mean().item(),
     }
 
 # %% ../nbs/05a_features.ipynb #1e6a2da2

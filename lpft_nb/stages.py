@@ -39,7 +39,7 @@ from lpft_nb.training.checkpoints import (
 from .training.head_stages import LinearProbe
 from .training.loop import is_head
 from lpft_nb.training.measuring import (
-    encode_split,
+    encode_splits,
     frozen_features,
     measure,
     split_features,
@@ -215,9 +215,7 @@ def _start_run(
             f"{task.num_labels}; load the model with num_labels={task.num_labels}"
         )
     check_class_order(list((model.config.id2label or {}).values()), task.label_names)
-    encoded = {
-        split: encode_split(model, data, max_length) for split, data in task.splits().items()
-    }
+    encoded = encode_splits(model, task.splits(), max_length)
     return StageData(
         encoded=encoded,
         features=frozen_features(model, encoded, device),

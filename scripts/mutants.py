@@ -241,7 +241,55 @@ MUTANTS = (
             "training/test_prepared_heads.py::test_the_stage_gives_the_head_of_the_solver_and_comes_back_from_its_folder",
         ),
     ),
+    Mutant(
+        "a shared walk hands out its last head",
+        "training/head_stages.py",
+        'return stored[f"weight/{epochs}"], stored.get(f"bias/{epochs}")',
+        'return stored[f"weight/{max(keep)}"], stored.get(f"bias/{max(keep)}")',
+        (
+            "training/test_prepared_heads.py::test_probes_of_several_lengths_share_one_walk_bit_for_bit",
+        ),
+    ),
+    Mutant(
+        "the start of a shared walk is in no key",
+        "training/head_stages.py",
+        'content_hash({"features": features, "labels": labels, **start})',
+        'content_hash({"features": features, "labels": labels})',
+        ("training/test_prepared_heads.py::test_another_start_or_setting_is_another_walk",),
+    ),
+    Mutant(
+        "a larger head is probed with dropout on",
+        "training/larger_heads.py",
+        "cast(nn.Module, model).eval()",
+        "cast(nn.Module, model).train()",
+        ("training/test_larger_heads.py::test_the_walk_is_a_plain_loop_without_dropout",),
+    ),
+    Mutant(
+        "pieces of a batch are not added up",
+        "training/larger_heads.py",
+        "/ len(rows)).backward()",
+        "/ len(part) * 2).backward()",
+        ("training/test_larger_heads.py::test_the_walk_is_a_plain_loop_without_dropout",),
+    ),
+    Mutant(
+        "features that are measured are those behind the hidden layer",
+        "training/measuring.py",
+        """    with below_hidden_layer(model):
+        return {split""",
+        """    if model:
+        return {split""",
+        (
+            "training/test_larger_heads.py::test_features_that_are_measured_are_those_below_the_hidden_layer",
+        ),
+    ),
     # --- energy
+    Mutant(
+        "the energy of a stage's end is that of its last row",
+        "training/measuring.py",
+        "energy(logits[split], labels[split])",
+        "energy(logits[split][-1:], labels[split][-1:])",
+        ("test_stages.py::test_every_stage_end_has_the_energy_of_the_whole_training_set",),
+    ),
     Mutant(
         "a class without examples has an energy",
         "energy.py",

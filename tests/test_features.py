@@ -66,6 +66,7 @@ def test_change_equals_the_loop_over_rows(features, seed):
                 [d / np.linalg.norm(b) for d, b in zip(distances, old, strict=True)]
             ),
             "mean_cosine_to_reference": np.mean(cosines),
+            "dot_to_reference": np.mean([a @ b for a, b in zip(new, old, strict=True)]),
         },
         abs=1e-10,
     )

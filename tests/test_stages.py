@@ -252,6 +252,8 @@ def test_measured_rows_agree_with_the_model(task):
         (features_of(model, task.test) - reference).double().norm(dim=1).mean().item(), rel=1e-5
     )
     assert value("head_norm", "stage") == pytest.approx(model.head.weight.norm().item(), rel=1e-6)
+    moved = (features_of(model, task.test).double() * reference.double()).sum(dim=1).mean()
+    assert value("dot_to_reference") == pytest.approx(moved.item(), rel=1e-5)
     cut = (
         run_stages(small(), task, [LinearProbe()], device="cpu", max_length=7)
         .metrics.query("metric == 'truncated' and split == 'train'")
@@ -262,6 +264,26 @@ def test_measured_rows_agree_with_the_model(task):
         "labels/test",
         "logits/LP/train",
     }
+
+
+def test_every_stage_end_has_the_energy_of_the_whole_training_set(task):
+    """Against a loop over examples, at the start, after the probe and after training; dropout is on in none of them."""
+    noisy = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    model = small(head_dropout=0.5, backbone=noisy)
+    before = logits_of(model, task.train)
+    result = run_stages(model, task, [LinearProbe(penalty=1.0), FineTune(**QUICK)], device="cpu")
+    rows = result.metrics.query("metric == 'energy'")
+    assert list(rows["stage"]) == ["start", "LP", "FT"] and set(rows["split"]) == {"train"}
+    for stage, value in zip(rows["stage"], rows["value"], strict=True):
+        logits = result.arrays.get(f"logits/{stage}/train", before).double()
+        lengths = []
+        for row, label in zip(logits, task.train["label"], strict=True):
+            left = -row.softmax(dim=0)
+            left[label] += 1
+            lengths.append(left.square().sum().sqrt().item())
+        assert value == pytest.approx(sum(lengths) / len(lengths), rel=1e-5)
+    again = logits_of(model, task.train)
+    torch.testing.assert_close(result.arrays["logits/FT/train"], again, rtol=1e-5, atol=1e-5)
 
 
 def test_same_seed_same_bits(task):
@@ -305,6 +327,15 @@ def test_a_second_seed_computes_neither_tokens_nor_features(task, monkeypatch):
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_takes_the_fingerprint_of_its_tokenizer_once(task, monkeypatch):
+    taken, real = [], measuring.tokenizer_fingerprint
+    monkeypatch.setattr(
+        measuring, "tokenizer_fingerprint", lambda one: (taken.append(one), real(one))[1]
+    )
+    run_stages(small(), task, [LinearProbe(penalty=1.0)], device="cpu")
+    assert len(taken) == 1 and len(task.splits()) > 1
 
 
 def test_fused_matrices_are_named_in_the_stage_table(task, capsys):

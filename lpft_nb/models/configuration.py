@@ -26,6 +26,8 @@ class ClassifierConfig(PreTrainedConfig):
         head_bias: bool = True,  # whether the head has b
         head_dropout: float = 0.1,  # probability, on φ, in training only
         padding_id: int | None = None,  # that the backbone takes for padding in a text, too
+        hidden_layer: int
+        | None = None,  # inputs of a hidden layer behind the pooling; None: no such
         lora: dict[str, Any] | None = None,  # r, alpha and targets of adapters in the backbone
         source: dict[str, Any] | None = None,  # where the weights came from: id, revision, sha256
         history: list[dict[str, Any]] | None = None,  # what was done to the model, for its card
@@ -41,6 +43,7 @@ class ClassifierConfig(PreTrainedConfig):
         self.head_bias = head_bias
         self.head_dropout = head_dropout
         self.padding_id = padding_id
+        self.hidden_layer = hidden_layer
         self.lora = lora
         self.source = dict(source or {})
         self.history = list(history or [])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'last_linear', 'without_last_linear', 'sequence_classifier_class', 'build_features', 'read_out',
-           'check_sequence_classifier', 'Parts', 'take_apart', 'refuse_other_logits', 'put_together']
+           'read_features', 'check_sequence_classifier', 'Parts', 'take_apart', 'refuse_other_logits', 'put_together']
 
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #af47d9ff
 import copy
@@ -32,6 +32,7 @@ from .encoding import fit_tokenizer, lend_padding
 from .configuration import ClassifierConfig
 from .encoding import Batch, check_length, pad_encoded
 from .head import names_in_order, set_head
+from .hidden_layer import inject_hidden_layer, through_hidden_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,10 +78,14 @@ def build_features(
     "Build φ from a classifier's configuration."
     inner = cast(PretrainedConfig, config.backbone)
     if config.pooling != OWN:
-        return build_backbone(inner)
-    model_class = cast(Any, sequence_classifier_class(inner))
-    options = backbone_options(model_class, getattr(inner, "_attn_implementation", None))
-    return without_last_linear(model_class._from_config(inner, **options))
+        backbone = build_backbone(inner)
+    else:
+        model_class = cast(Any, sequence_classifier_class(inner))
+        options = backbone_options(model_class, getattr(inner, "_attn_implementation", None))
+        backbone = without_last_linear(model_class._from_config(inner, **options))
+    if config.hidden_layer is not None:
+        inject_hidden_layer(backbone, config.hidden_layer, cast(int, config.hidden_size))
+    return backbone
 
 
 def read_out(
@@ -90,6 +95,16 @@ def read_out(
 ) -> torch.Tensor:  # (N, h)
     "The features of a batch from what the backbone gives."
     return output.logits if pooling == OWN else pool(output.last_hidden_state, mask, pooling)
+
+# %% ../../nbs/02m_a_fine_tuned_model.ipynb #abd6b44d
+def read_features(
+    model: Any,  # a Classifier
+    batch: dict[str, torch.Tensor],  # as `prepare_batch` returns it
+) -> torch.Tensor:  # (N, h)
+    "φ of a batch: the backbone, the pooling, and a hidden layer where there is one."
+    output = model.backbone(**batch, **model.inputs.fixed)
+    rows = read_out(output, batch["attention_mask"], model.config.pooling)
+    return through_hidden_layer(model.backbone, rows)
 
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #9e76abeb
 def _named_outside(model: PreTrainedModel) -> str:

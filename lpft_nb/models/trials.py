@@ -27,6 +27,7 @@ from lpft_nb.models.backbones import (
 from .checkpoints import ClassifierError, refusing
 from .encoding import Batch, Encoded, check_length, check_token_types, pad_encoded
 from .fine_tuned import read_out, refuse_other_logits
+from .hidden_layer import through_hidden_layer
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -105,7 +106,8 @@ def _own_features(model: "Classifier", example: Encoded) -> torch.Tensor:
             f"{tuple(output.last_hidden_state.shape)} is no vector for each of "
             f"{batch['input_ids'].shape[1]} tokens"
         )
-    return read_out(output, batch["attention_mask"], cast(str, pooling))
+    rows = read_out(output, batch["attention_mask"], cast(str, pooling))
+    return through_hidden_layer(model.backbone, rows)
 
 
 def _our_features(model: "Classifier", example: Encoded) -> torch.Tensor:

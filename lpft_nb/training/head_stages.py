@@ -7,9 +7,12 @@ __all__ = ['LinearProbe', 'ScaleHead']
 
 # %% ../../nbs/10d_head_stages.ipynb #2dbca8d3
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -17,6 +20,8 @@ from ..classifier import set_head
 from ..linear_probe import fit_logistic, fit_probe, probe_path
 from ..solvers.descent import check_loss
 from ..solvers.squared import fit_squared
+from ..store.cache import cached, content_hash
+from .larger_heads import enlarge, walk_larger_head
 from .loop import head_norm
 from .stage import StageData, check_settings, set_trainable, trainable_table
 
@@ -29,7 +34,7 @@ class LinearProbe:
     "Train the head on frozen features: the exact L2-penalised optimum, or `epochs` of gradient steps."
 
     penalty: float | None = None  # scikit-learn's C; None: cross-validated (exact), none (steps)
-    epochs: int | None = None  # None: the exact optimum
+    epochs: int | None = None  # None: the exact optimum; 0: the head stays as it is
     learning_rate: float | None = None  # of the gradient steps; required with epochs
     batch_size: int | None = None  # of the gradient steps; None: all examples at once
     folds: int | None = None  # of the cross-validation; None: 5, or the size of the smallest class
@@ -37,39 +42,29 @@ class LinearProbe:
     smoothing: float | None = None  # share of the uniform distribution in the targets; None: 0
     loss: str | None = None  # cross-entropy or squared; None: cross-entropy
     energy: float | None = None  # stop the gradient steps at it; None: after `epochs`
+    hidden: int | None = None  # width of a hidden layer before V; None: there is none
+    blocks: int | None = None  # last blocks of the backbone that belong to the head; None: none
+    fresh: bool | None = None  # whether those blocks start anew; None: they do
+    keep: tuple[int, ...] | None = (
+        None  # epochs, this one's too, that share a cached walk; None: alone
+    )
 
     name: ClassVar[str] = "LP"
 
     def __post_init__(self):
-        given = {name: getattr(self, name) for name in ("epochs", "batch_size", "folds", "repeats")}
-        rates = {"learning_rate": self.learning_rate, "penalty": self.penalty}
-        check_settings(
-            "LinearProbe",
-            above_zero={key: one for key, one in rates.items() if one not in (None, math.inf)},
-            whole={key: one for key, one in given.items() if one is not None},
-        )
-        if self.folds == 1 or self.learning_rate == math.inf:
-            raise ValueError(f"{self}: expected at least two folds and a finite learning rate")
-        if (self.epochs is None) != (self.learning_rate is None):
-            raise ValueError(
-                f"LinearProbe(epochs={self.epochs}, learning_rate={self.learning_rate}): "
-                "give both for gradient steps, or neither for the exact optimum"
-            )
-        if self.epochs is None and self.batch_size is not None:
-            raise ValueError(
-                "LinearProbe(batch_size=…) belongs to gradient steps; give epochs and "
-                "learning_rate too"
-            )
-        _check_preparation(self)
+        _check_probe(self)
 
     def prepare(
         self,
         model: "Classifier",  # changed in place
-        seed: int,  # unused: a probe adds nothing to the model
+        seed: int,  # of a hidden layer and of blocks that start anew
     ) -> pd.DataFrame:
         "Let the head train; the stage table."
-        set_trainable(model, ("head.*",))
-        return trainable_table(model, self.learning_rate, None)
+        fresh, larger = self.fresh is not False, dict(hidden=self.hidden, blocks=self.blocks)
+        note = enlarge(model, **larger, fresh=fresh, seed=seed)
+        table = trainable_table(model, self.learning_rate, self.learning_rate)
+        table.attrs["note"] = note
+        return table
 
     def run(
         self,
@@ -100,6 +95,8 @@ def _check_preparation(probe: LinearProbe) -> None:
             raise ValueError(
                 f"LinearProbe({name}={value!r}): expected a number between 0 and {most:.4g}, or None"
             )
+    _check_keep(probe)
+    _check_larger(probe)
     if probe.epochs is None and probe.energy is not None:
         raise ValueError(
             "LinearProbe(energy=…) stops gradient steps; give epochs, the most of them, and "
@@ -116,6 +113,65 @@ def _check_preparation(probe: LinearProbe) -> None:
                 "LinearProbe(folds=…, repeats=…) belongs to a cross-validation, which smoothed targets and the "
                 "squared loss do not have; leave them out"
             )
+
+# %% ../../nbs/10d_head_stages.ipynb #46c41539
+def _check_keep(probe: LinearProbe) -> None:
+    "ValueError for a shared walk that this probe is no part of."
+    if probe.keep is None:
+        return
+    whole = all(type(epoch) is int and epoch >= 0 for epoch in probe.keep)
+    if not whole or probe.epochs not in probe.keep or probe.energy is not None:
+        raise ValueError(
+            f"LinearProbe(keep={probe.keep!r}, epochs={probe.epochs}): expected epochs, whole numbers from 0 on, "
+            "with this probe's among them, and no energy"
+        )
+
+
+def _is_larger(probe: LinearProbe) -> bool:
+    "Whether more than V and b trains."
+    return probe.hidden is not None or probe.blocks is not None
+
+
+def _check_larger(probe: LinearProbe) -> None:
+    "ValueError for a larger head that is asked for what only a linear one has."
+    if not _is_larger(probe):
+        if probe.fresh is not None:
+            raise ValueError("LinearProbe(fresh=…) says how blocks start; give blocks too")
+        return
+    if probe.epochs is None:
+        raise ValueError(
+            "LinearProbe(hidden=…, blocks=…) has no exact optimum; give epochs and learning_rate"
+        )
+    linear = {name: getattr(probe, name) for name in ("penalty", "loss", "keep")}
+    if wrong := [name for name, value in linear.items() if value is not None]:
+        raise ValueError(
+            f"LinearProbe({wrong[0]}=…) belongs to a linear head, not to one with hidden or blocks"
+        )
+
+# %% ../../nbs/10d_head_stages.ipynb #681cdbfe
+def _check_probe(probe: LinearProbe) -> None:
+    "ValueError for settings that cannot be."
+    whole = ("batch_size", "folds", "repeats", "hidden", "blocks")
+    given = {name: getattr(probe, name) for name in whole}
+    given["epochs"] = probe.epochs or None
+    rates = {"learning_rate": probe.learning_rate, "penalty": probe.penalty}
+    check_settings(
+        "LinearProbe",
+        above_zero={key: one for key, one in rates.items() if one not in (None, math.inf)},
+        whole={key: one for key, one in given.items() if one is not None},
+    )
+    if probe.folds == 1 or probe.learning_rate == math.inf:
+        raise ValueError(f"{probe}: expected at least two folds and a finite learning rate")
+    if (probe.epochs is None) != (probe.learning_rate is None):
+        raise ValueError(
+            f"LinearProbe(epochs={probe.epochs}, learning_rate={probe.learning_rate}): "
+            "give both for gradient steps, or neither for the exact optimum"
+        )
+    if probe.epochs is None and probe.batch_size is not None:
+        raise ValueError(
+            "LinearProbe(batch_size=…) belongs to gradient steps; give epochs and learning_rate too"
+        )
+    _check_preparation(probe)
 
 # %% ../../nbs/10d_head_stages.ipynb #dd7c09fc
 def _fit_exactly(
@@ -164,6 +220,58 @@ def _fit_changed(
     return [], dict(objective=found.objective)
 
 # %% ../../nbs/10d_head_stages.ipynb #08b62711
+def _walked_once(
+    walk: Callable[..., Any], keep: tuple[int, ...], *, epochs: int, key: list[Any]
+) -> tuple[torch.Tensor, torch.Tensor | None, pd.DataFrame]:
+    "Weight, bias and history of a probe of `epochs`, out of one cached walk to the longest of `keep`."
+
+    def compute() -> dict[str, torch.Tensor]:
+        path = walk(epochs=max(keep), keep=keep)
+        found = {f"weight/{epoch}": weight for epoch, (weight, _) in path.heads.items()}
+        found |= {
+            f"bias/{epoch}": bias for epoch, (_, bias) in path.heads.items() if bias is not None
+        }
+        columns = {name: path.history[name].to_numpy(np.float64) for name in path.history}
+        return found | {
+            f"history/{name}": torch.from_numpy(one.copy()) for name, one in columns.items()
+        }
+
+    stored = cached("probe_path", {"walk": key, "keep": sorted(keep)}, compute)
+    columns = ("epoch", "loss", "head_norm", "accuracy", "energy")
+    history = pd.DataFrame({name: stored[f"history/{name}"].numpy() for name in columns})
+    history["epoch"] = history["epoch"].astype(int)
+    return stored[f"weight/{epochs}"], stored.get(f"bias/{epochs}"), history.iloc[: epochs + 1]
+
+# %% ../../nbs/10d_head_stages.ipynb #3c57ef16
+def _walk_linear(
+    model: "Classifier", data: StageData, probe: LinearProbe, *, epochs: int, learning_rate: float
+) -> pd.DataFrame:  # a row an epoch
+    "Move V and b by gradient steps on the frozen features: how they got there."
+    features, labels = data.features["train"], torch.tensor(data.encoded["train"].labels)
+    weight, bias = model.head.weight.detach(), model.head.bias
+    start = {"weight": weight} if bias is None else {"weight": weight, "bias_init": bias.detach()}
+    settings: dict[str, Any] = dict(
+        learning_rate=learning_rate,
+        num_classes=data.num_labels,
+        bias=bias is not None,
+        penalty=math.inf if probe.penalty is None else probe.penalty,
+        batch_size=probe.batch_size,
+        seed=data.seed,
+        smoothing=probe.smoothing or 0.0,
+        loss=probe.loss or "cross-entropy",
+    )
+    walk = partial(probe_path, features, labels, **settings, **start)
+    if probe.keep is None:
+        path = walk(epochs=epochs, energy=probe.energy)
+        found = path.weight, path.bias, path.history
+    else:
+        words = {name: str(value) for name, value in settings.items()}
+        key = [content_hash({"features": features, "labels": labels, **start}), words]
+        found = _walked_once(walk, probe.keep, epochs=epochs, key=key)
+    set_head(model, found[0], _bias_of_logits(found[1], probe.loss))
+    return found[2]
+
+# %% ../../nbs/10d_head_stages.ipynb #ad0ab434
 def _fit_by_steps(
     model: "Classifier",
     data: StageData,
@@ -172,27 +280,22 @@ def _fit_by_steps(
     epochs: int,
     learning_rate: float,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    "Move the head by gradient steps on the frozen features: its history; where it stopped, if that was asked for."
-    bias = model.head.bias
-    path = probe_path(
-        data.features["train"],
-        torch.tensor(data.encoded["train"].labels),
-        epochs=epochs,
-        learning_rate=learning_rate,
-        num_classes=data.num_labels,
-        bias=bias is not None,
-        weight=model.head.weight.detach(),
-        bias_init=None if bias is None else bias.detach(),
-        penalty=math.inf if probe.penalty is None else probe.penalty,
-        batch_size=probe.batch_size,
-        seed=data.seed,
-        smoothing=probe.smoothing or 0.0,
-        loss=probe.loss or "cross-entropy",
-        energy=probe.energy,
-    )
-    set_head(model, path.weight, _bias_of_logits(path.bias, probe.loss))
-    last = path.history.iloc[-1]
-    facts: dict[str, Any] = {}
+    "Move the head by steps, with what else belongs to it: its history; where it stopped, if that was asked for."
+    options: dict[str, Any] = dict(epochs=epochs, learning_rate=learning_rate)
+    if _is_larger(probe):
+        records = walk_larger_head(
+            model,
+            data,
+            batch_size=probe.batch_size,
+            smoothing=probe.smoothing or 0.0,
+            energy=probe.energy,
+            through_backbone=probe.blocks is not None,
+            **options,
+        )
+        history = pd.DataFrame(records).rename_axis("epoch").reset_index()
+    else:
+        history = _walk_linear(model, data, probe, **options)
+    last, facts = history.iloc[-1], {}
     if probe.energy is not None:
         facts = dict(epochs_taken=int(last["epoch"]), energy_reached=float(last["energy"]))
     return [
@@ -202,7 +305,7 @@ def _fit_by_steps(
             metric=row["metric"],
             value=float(row["value"]),
         )
-        for row in path.history.melt(id_vars="epoch", var_name="metric").to_dict("records")
+        for row in history.melt(id_vars="epoch", var_name="metric").to_dict("records")
     ], facts
 
 # %% ../../nbs/10d_head_stages.ipynb #f26d318b

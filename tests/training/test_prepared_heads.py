@@ -9,13 +9,14 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from test_stages import small, write_task
 
-from lpft_nb.classifier import features_of
+from lpft_nb.classifier import features_of, reset_head
 from lpft_nb.energy import energy, smoothed_energy
 from lpft_nb.linear_probe import ConvergenceError, fit_logistic, probe_path
 from lpft_nb.solvers.descent import soft_targets, stable_learning_rate
 from lpft_nb.solvers.squared import fit_squared
 from lpft_nb.stages import FineTune, LinearProbe, run_stages
 from lpft_nb.tasks import load_task
+from lpft_nb.training import head_stages
 
 
 def make(examples, size, classes, seed=0):
@@ -232,6 +233,58 @@ def test_the_stage_gives_the_head_of_the_solver_and_comes_back_from_its_folder(
     assert torch.equal(again.head.weight, model.head.weight)
 
 
+# --- probes that share one walk
+
+LENGTHS = (0, 3, 20)
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    "How far each walk went."
+    far, real = [], head_stages.probe_path
+
+    def noted(*arguments, **options):
+        far.append(options["epochs"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(head_stages, "probe_path", noted)
+    return far
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"batch_size": 7}, {"smoothing": 0.2}, {"loss": "squared"}]
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_probes_of_several_lengths_share_one_walk_bit_for_bit(changed, bias, task, walks):
+    ends = {}
+    for epochs in LENGTHS:
+        step = dict(epochs=epochs, learning_rate=0.01, **changed)
+        for keep in (LENGTHS, None):
+            model = small(head_bias=bias)
+            found = run_stages(model, task, [LinearProbe(**step, keep=keep)], device="cpu")
+            ends[epochs, keep] = model.head.state_dict(), found
+        (shared, found), (alone, other) = ends[epochs, LENGTHS], ends[epochs, None]
+        assert all(torch.equal(shared[name], alone[name]) for name in alone)
+        assert found.history.equals(other.history)
+    assert walks == [20, 0, 3, 20]  # one for all; then each alone
+    assert not torch.equal(ends[0, None][0]["weight"], ends[20, None][0]["weight"])
+
+
+def test_another_start_or_setting_is_another_walk(task, walks):
+    step = dict(epochs=3, learning_rate=0.01, keep=(3, 5))
+    for seed, more in ((0, {}), (1, {}), (0, {"penalty": 2.0}), (0, {"keep": (3, 6)}), (0, {})):
+        model = small()
+        reset_head(model, seed)
+        run_stages(model, task, [LinearProbe(**step | more)], device="cpu")
+    assert walks == [5, 5, 5, 6]
+
+
+def test_a_probe_of_no_epochs_leaves_the_head_as_it_is(task):
+    model, start = small(), small().head.state_dict()
+    run_stages(model, task, [LinearProbe(epochs=0, learning_rate=0.1)], device="cpu")
+    assert all(torch.equal(model.head.state_dict()[name], start[name]) for name in start)
+
+
 def test_another_smoothing_is_another_run(task, tmp_path):
     first = LinearProbe(smoothing=0.2, penalty=1.0)
     run_stages(small(), task, [first], output=tmp_path / "run", device="cpu")
@@ -265,6 +318,12 @@ def test_a_prepared_head_is_where_fine_tuning_starts(task):
         (dict(energy=0.3, penalty=1.0), "stops gradient steps; give epochs"),
         (dict(energy=1.5, epochs=3, learning_rate=0.1), "energy=1.5.: expected"),
         (dict(energy=math.nan, epochs=3, learning_rate=0.1), "energy=nan"),
+        (dict(epochs=-1, learning_rate=0.1), "epochs=-1"),
+        (dict(epochs=3, learning_rate=0.1, keep=(2, 4)), "with this probe's among them"),
+        (dict(epochs=3, learning_rate=0.1, keep=(3, -1)), "whole numbers from 0 on"),
+        (dict(epochs=3, learning_rate=0.1, keep=(3, True)), "whole numbers from 0 on"),
+        (dict(epochs=3, learning_rate=0.1, keep=(3,), energy=0.5), "and no energy"),
+        (dict(keep=(3,)), "with this probe's among them"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):
