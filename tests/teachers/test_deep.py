@@ -209,7 +209,7 @@ def test_a_batch_of_draws_is_each_by_itself():
 def test_a_start_that_fits_to_rounding_is_the_end(error):
     inputs, _, source, _ = world(4, 6, 5)
     weights = start_weights(source, 2, generator=generator())
-    flow = gradient_flow(inputs, (1 + error) * (inputs @ source), weights)
+    flow = gradient_flow(inputs, (1 + error) * (inputs @ source), weights, time=20.0)
     assert flow.times.tolist() == [0.0] and flow.balance_drift == flow.unseen_drift == 0
     for layer, before in zip(flow.weights, weights):
         assert torch.equal(layer, before)
