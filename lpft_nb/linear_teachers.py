@@ -7,7 +7,9 @@ __all__ = ['BLOCK', 'Design', 'draw_worlds', 'sample_risks', 'gaussian_bound', '
            'deep_fine_tuned', 'meets_saddle', 'squared_ratio', 'Flow', 'gradient_flow', 'product', 'start_weights',
            'best_head_flow', 'frozen_fine_tuned', 'least_frozen_risk', 'probed_head', 'risk_in_and_out',
            'descend_in_batches', 'descent_shares', 'fine_tuned', 'fitted', 'flow_shares', 'isotropic_mean_risk',
-           'mean_risk', 'ridge_shares', 'task_alignment', 'task_distance', 'Span', 'risk', 'span_of']
+           'mean_risk', 'ridge_shares', 'KernelFit', 'ReluNetwork', 'ReluTraining', 'fit_residual', 'kernel_spread',
+           'network_kernel', 'relu_kernel', 'residual_bound', 'sphere_bound', 'start_relu', 'train_relu',
+           'task_alignment', 'task_distance', 'Span', 'risk', 'span_of']
 
 # %% ../nbs/55d_teachers_in_code.ipynb #219d981b
 import math
@@ -42,13 +44,24 @@ from .teachers.regression import flow_shares as flow_shares
 from .teachers.regression import isotropic_mean_risk as isotropic_mean_risk
 from .teachers.regression import mean_risk as mean_risk
 from .teachers.regression import ridge_shares as ridge_shares
+from .teachers.relu import KernelFit as KernelFit
+from .teachers.relu import ReluNetwork as ReluNetwork
+from .teachers.relu import ReluTraining as ReluTraining
+from .teachers.relu import fit_residual as fit_residual
+from .teachers.relu import kernel_spread as kernel_spread
+from .teachers.relu import network_kernel as network_kernel
+from .teachers.relu import relu_kernel as relu_kernel
+from .teachers.relu import residual_bound as residual_bound
+from .teachers.relu import sphere_bound as sphere_bound
+from .teachers.relu import start_relu as start_relu
+from .teachers.relu import train_relu as train_relu
 from .teachers.similarity import task_alignment as task_alignment
 from .teachers.similarity import task_distance as task_distance
 from .teachers.spans import Span as Span
 from .teachers.spans import risk as risk
 from .teachers.spans import span_of as span_of
 
-_all_ = ["gaussian_bound", "hidden_variance", "split_bound", "SaddleError", "deep_fine_tuned", "meets_saddle", "squared_ratio", "Flow", "gradient_flow", "product", "start_weights", "best_head_flow", "frozen_fine_tuned", "least_frozen_risk", "probed_head", "risk_in_and_out", "descend_in_batches", "descent_shares", "fine_tuned", "fitted", "flow_shares", "isotropic_mean_risk", "mean_risk", "ridge_shares", "task_alignment", "task_distance", "Span", "risk", "span_of"]  # importable from here too  # fmt: skip
+_all_ = ["gaussian_bound", "hidden_variance", "split_bound", "SaddleError", "deep_fine_tuned", "meets_saddle", "squared_ratio", "Flow", "gradient_flow", "product", "start_weights", "best_head_flow", "frozen_fine_tuned", "least_frozen_risk", "probed_head", "risk_in_and_out", "descend_in_batches", "descent_shares", "fine_tuned", "fitted", "flow_shares", "isotropic_mean_risk", "mean_risk", "ridge_shares", "KernelFit", "ReluNetwork", "ReluTraining", "fit_residual", "kernel_spread", "network_kernel", "relu_kernel", "residual_bound", "sphere_bound", "start_relu", "train_relu", "task_alignment", "task_distance", "Span", "risk", "span_of"]  # importable from here too  # fmt: skip
 
 # %% ../nbs/55d_teachers_in_code.ipynb #e9e12d0d
 @dataclass(frozen=True)

@@ -7,7 +7,18 @@ import torch
 
 from lpft_nb import linear_teachers
 from lpft_nb.intervals import confidence_interval
-from lpft_nb.linear_teachers import Design, draw_worlds, isotropic_mean_risk, sample_risks
+from lpft_nb.linear_teachers import (
+    Design,
+    draw_worlds,
+    fit_residual,
+    isotropic_mean_risk,
+    relu_kernel,
+    residual_bound,
+    sample_risks,
+    start_relu,
+    train_relu,
+)
+from lpft_nb.teachers import relu
 
 
 def test_a_draw_depends_on_its_number_and_the_seed_only():
@@ -51,6 +62,42 @@ def test_the_law_through_the_face(alpha):
         values = frame[frame["predictor"] == name]["value"].to_numpy()
         interval = confidence_interval(values, level=0.9999)
         assert interval.low < isotropic_mean_risk(10, 30, distance) < interval.high
+
+
+def test_relu_networks_through_the_face():
+    """Pre-train, fine-tune at two distances: the nearer task leaves less error, and the limit says how much."""
+    assert relu_kernel is relu.relu_kernel and linear_teachers.ReluNetwork is relu.ReluNetwork
+    generator = torch.Generator().manual_seed(0)
+
+    def sphere(*shape):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.nn.functional.normalize(values, dim=-1)
+
+    draws, dimension, points = 12, 4, sphere(300, 4)
+    seen, inputs = sphere(draws, 40, dimension), sphere(draws, 6, dimension)
+    source, away = sphere(draws, dimension), sphere(draws, dimension)
+    start = start_relu(512, dimension, (draws,), generator=generator)
+    pretrained = train_relu(start, seen, torch.einsum("bnd,bd->bn", seen, source), fitted_at=1e-4)
+    risks, terms = {}, {}
+    for distance in (0.5, 1.5):
+        target = source + distance * away
+        labels = torch.einsum("bnd,bd->bn", inputs, target)
+        residual = labels - pretrained.network(inputs)
+        terms[distance] = residual_bound(inputs, residual)
+        tuned = train_relu(pretrained.network, inputs, labels, fitted_at=1e-6).network
+        risks[distance] = (tuned(points) - target @ points.T).square().mean(dim=1)
+        change = tuned(points) - pretrained.network(points)
+        limit = fit_residual(inputs, residual).change(points)
+        assert (change - limit).norm() < 0.15 * limit.norm()
+    more = confidence_interval((risks[1.5] - risks[0.5]).numpy(), level=0.9999)
+    assert more.low > 0 and (terms[1.5] > terms[0.5]).all()
+
+
+def test_the_list_of_the_face_is_whole():
+    """Whatever the face imports under its own name, `from … import *` gives."""
+    own = {name for name, value in vars(relu).items() if name in relu.__all__ and callable(value)}
+    hidden = {"directions", "angles", "refuse_singular"}
+    assert own - hidden <= set(linear_teachers.__all__)
 
 
 @pytest.mark.parametrize(

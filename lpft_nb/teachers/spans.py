@@ -21,7 +21,9 @@ def as_float64(
     least: int = 1,  # dimensions that they have at least
 ) -> torch.Tensor:  # float64, finite
     "Numbers as a float64 tensor; what is not finite, empty or too flat is refused by name."
-    tensor = torch.as_tensor(values).detach().cpu().double()
+    if not isinstance(values, torch.Tensor):  # torch would round plain numbers to float32
+        values = torch.as_tensor(values, dtype=torch.float64)
+    tensor = values.detach().cpu().double()
     if tensor.ndim < least or tensor.numel() == 0:
         raise ValueError(
             f"{name}: expected at least {least} dimensions and one entry, got shape {tuple(tensor.shape)}"

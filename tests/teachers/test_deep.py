@@ -205,6 +205,18 @@ def test_a_batch_of_draws_is_each_by_itself():
         close(batch[index], one)
 
 
+@pytest.mark.parametrize("error", [0.0, 1e-13])
+def test_a_start_that_fits_to_rounding_is_the_end(error):
+    inputs, _, source, _ = world(4, 6, 5)
+    weights = start_weights(source, 2, generator=generator())
+    flow = gradient_flow(inputs, (1 + error) * (inputs @ source), weights, time=20.0)
+    assert flow.times.tolist() == [0.0] and flow.balance_drift == flow.unseen_drift == 0
+    for layer, before in zip(flow.weights, weights):
+        assert torch.equal(layer, before)
+    moved = gradient_flow(inputs, 1.01 * (inputs @ source), weights, fitted_at=1e-8)
+    assert len(moved.times) > 1 and moved.losses[-1] < 1e-7 * moved.losses[0]
+
+
 def test_conserved_quantities_of_unbalanced_starts():
     inputs, _, source, target = world(3, 5, 8)
     start = start_weights(source, 3, generator=generator(), scales=(2.0, 0.25, 2.0))

@@ -54,6 +54,11 @@ def test_projections_and_end_point_against_the_pseudo_inverse(sizes, repeat, dec
     close(risk(end, target, spectrum), off.square().sum())
 
 
+def test_plain_numbers_keep_their_digits():
+    assert as_float64([0.1, 1 / 3], "numbers").tolist() == [0.1, 1 / 3]
+    assert as_float64(torch.tensor([0.5], dtype=torch.float16), "numbers").dtype == torch.float64
+
+
 @FEW
 @given(SIZES, st.booleans(), st.integers(0, 40), st.floats(0.05, 1.9))
 def test_every_step_of_descent(sizes, repeat, steps, share):
