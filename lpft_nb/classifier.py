@@ -144,7 +144,7 @@ class _Function(PreTrainedModel):
         sizes = cast(int, config.hidden_size), cast(int, config.num_labels)
         self.head = nn.Linear(*sizes, config.head_bias, dtype=self.backbone.dtype)
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.inputs = backbone_inputs(self.backbone, config.padding_id)
+        self.inputs = backbone_inputs(self.backbone, config.padding_id, config.skip is not None)
         self.post_init()
 
     def features(
@@ -156,7 +156,7 @@ class _Function(PreTrainedModel):
         "φ of a batch; with the backbone's dropout when the module is in training mode."
         batch = prepare_batch(self.inputs, input_ids, attention_mask, token_type_ids=token_type_ids)
         output = self.backbone(**batch, **self.inputs.fixed)
-        return read_out(output, batch["attention_mask"], cast(str, self.config.pooling))
+        return read_out(output, batch["attention_mask"], self.config)
 
     def forward(
         self,

@@ -27,6 +27,7 @@ class ClassifierConfig(PreTrainedConfig):
         head_dropout: float = 0.1,  # probability, on φ, in training only
         padding_id: int | None = None,  # that the backbone takes for padding in a text, too
         lora: dict[str, Any] | None = None,  # r, alpha and targets of adapters in the backbone
+        skip: int | None = None,  # layer whose pooled output is added to φ; None: none
         source: dict[str, Any] | None = None,  # where the weights came from: id, revision, sha256
         history: list[dict[str, Any]] | None = None,  # what was done to the model, for its card
         **kwargs: Any,  # num_labels, id2label and whatever else PreTrainedConfig knows
@@ -42,6 +43,7 @@ class ClassifierConfig(PreTrainedConfig):
         self.head_dropout = head_dropout
         self.padding_id = padding_id
         self.lora = lora
+        self.skip = skip
         self.source = dict(source or {})
         self.history = list(history or [])
         super().__init__(**kwargs)

@@ -32,6 +32,7 @@ from .encoding import fit_tokenizer, lend_padding
 from .configuration import ClassifierConfig
 from .encoding import Batch, check_length, pad_encoded
 from .head import names_in_order, set_head
+from .layers import to_width, token_pooling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,10 +87,15 @@ def build_features(
 def read_out(
     output: Any,  # of the backbone's forward pass
     mask: torch.Tensor,  # (N, T) 1 for a real token, 0 for padding
-    pooling: str,  # "cls", "last", "mean" or "own"
+    config: ClassifierConfig,  # its pooling is "cls", "last", "mean" or "own"
 ) -> torch.Tensor:  # (N, h)
-    "The features of a batch from what the backbone gives."
-    return output.logits if pooling == OWN else pool(output.last_hidden_state, mask, pooling)
+    "The features of a batch from what the backbone gives, with those of a layer where there is a skip connection."
+    pooling = cast(str, config.pooling)
+    rows = output.logits if pooling == OWN else pool(output.last_hidden_state, mask, pooling)
+    if config.skip is None:
+        return rows
+    layer = pool(output.hidden_states[config.skip], mask, token_pooling(config))
+    return rows + to_width(layer, rows.shape[1])
 
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #9e76abeb
 def _named_outside(model: PreTrainedModel) -> str:

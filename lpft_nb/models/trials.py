@@ -105,7 +105,7 @@ def _own_features(model: "Classifier", example: Encoded) -> torch.Tensor:
             f"{tuple(output.last_hidden_state.shape)} is no vector for each of "
             f"{batch['input_ids'].shape[1]} tokens"
         )
-    return read_out(output, batch["attention_mask"], cast(str, pooling))
+    return read_out(output, batch["attention_mask"], model.config)
 
 
 def _our_features(model: "Classifier", example: Encoded) -> torch.Tensor:
