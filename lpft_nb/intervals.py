@@ -64,8 +64,10 @@ def rank_correlation(
     if any(np.ptp(one) == 0 for one in ranks):
         return Interval(math.nan, math.nan, math.nan)
     found, cases = float(np.corrcoef(*ranks)[0, 1]), len(ranks[0])
-    if cases < 4 or abs(found) > 1 - 1e-12:
-        return Interval(float(np.clip(found, -1, 1)), math.nan, math.nan)
+    if abs(found) > 1 - 1e-12:
+        return Interval(math.copysign(1.0, found), math.nan, math.nan)
+    if cases < 4:
+        return Interval(found, math.nan, math.nan)
     width = ndtri((1 + level) / 2) * math.sqrt((1 + found**2 / 2) / (cases - 3))
     middle = math.atanh(found)
     return Interval(found, math.tanh(middle - width), math.tanh(middle + width))

@@ -46,7 +46,7 @@ def block_parameters(
     "The parameters of the block that makes layer k; raises LayerError where there is no such block, or it shares weights."
     kind, depth = type(backbone).__name__, getattr(backbone.config, "num_hidden_layers", None)
     lists = block_lists(backbone)
-    if not lists:
+    if not lists or depth is None:
         raise LayerError(
             f"{kind} keeps no list of {depth} blocks, one for each layer: its layers share their weights, or are "
             "built in another way; name what shall train: FineTune(trainable=('head.*', …))"
@@ -112,7 +112,7 @@ def layer_features(
     return {place: torch.cat(parts)[back] for place, parts in found.items()}
 
 # %% ../../nbs/02o_layers.ipynb #be683cd4
-def _depends(state: torch.Tensor, weights: list[torch.Tensor]) -> bool:
+def _depends(state: torch.Tensor, weights: list[nn.Parameter]) -> bool:
     "Whether any of the weights takes part in computing a state."
     if not state.requires_grad:
         return False

@@ -133,11 +133,13 @@ class FollowCollapse(TrainerCallback):
             entry |= {f"{metric}/{name}": value for metric, value in values.items()}
         state.log_history.append(entry)
 
-    def on_train_begin(self, args, state, control, **kwargs):  # as the Trainer calls it
+    # as the Trainer calls it
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:  # else a checkpoint has been taken up
             self.look(kwargs["model"], state)
 
-    def on_epoch_end(self, args, state, control, **kwargs):  # as the Trainer calls it
+    # as the Trainer calls it
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.look(kwargs["model"], state)
 
 
