@@ -144,7 +144,7 @@ class _Function(PreTrainedModel):
         sizes = cast(int, config.hidden_size), cast(int, config.num_labels)
         self.head = nn.Linear(*sizes, config.head_bias, dtype=self.backbone.dtype)
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.inputs = backbone_inputs(self.backbone, config.padding_id)
+        self.inputs = backbone_inputs(self.backbone, config.padding_id, config.skip is not None)
         self.post_init()
 
     def features(

@@ -51,10 +51,14 @@ def style_at(
 
 
 def method_style(
-    method: str,  # one of METHODS
+    method: str,  # one of METHODS, or one that trains a single layer
 ) -> dict[str, Any]:  # color, marker, linestyle, label
     "The fixed style of a method; `ValueError` with close matches for a name that is none."
-    return style_at(METHODS.index(one_of(method, METHODS, "method")), method)
+    one_of(method, names.EVERY_METHOD, "method")
+    if method in METHODS:
+        return style_at(METHODS.index(method), method)
+    hollow = {"markerfacecolor": "white"} if method.startswith("LP-") else {}
+    return style_at(len(METHODS) + ("SCL" in method), method) | hollow
 
 # %% ../nbs/06_plot.ipynb #e20c028d
 SINGLE = (4.5, 3.0)  # inches, of a figure with one panel
@@ -155,7 +159,7 @@ def group_styles(
             for place, group in enumerate(groups, start=len(METHODS))
         }
     styles = {group: method_style(group) for group in groups}
-    return {method: styles[method] for method in METHODS if method in styles}
+    return {method: styles[method] for method in names.EVERY_METHOD if method in styles}
 
 
 def curves(

@@ -213,6 +213,60 @@ MUTANTS = (
         "if True:",
         ("training/test_loop.py::test_best_epoch_is_kept",),
     ),
+    # --- one layer
+    Mutant(
+        "block k is entry k of its list",
+        "models/layers.py",
+        'inside = tuple(f"{name}.{layer - 1}." for name in lists)',
+        'inside = tuple(f"{name}.{min(layer, depth - 1)}." for name in lists)',
+        ("models/test_layers.py::test_layer_k_is_what_block_k_gives",),
+    ),
+    Mutant(
+        "hidden states are believed to be those of the blocks",
+        "models/layers.py",
+        "_depends(states[k + 1], block) and not _depends(states[k], block)",
+        "_depends(states[k + 1], block)",
+        (
+            "models/test_layers.py::test_states_that_are_not_the_blocks_are_refused_and_nothing_is_left",
+        ),
+    ),
+    Mutant(
+        "a skip starts a layer too early",
+        "models/fine_tuned.py",
+        "pool(output.hidden_states[config.skip], mask",
+        "pool(output.hidden_states[config.skip - 1], mask",
+        ("models/test_layers.py::test_a_skip_adds_what_the_block_gives_to_the_features",),
+    ),
+    Mutant(
+        "a skip does not change the features that a probe sees",
+        "stages.py",
+        "moved = moved or model.config.skip != data.skip",
+        "moved = moved or False",
+        ("training/test_layer_stages.py::test_a_probe_behind_the_skip_fits_the_features_with_it",),
+    ),
+    Mutant(
+        "the layer with the most NC1 is taken",
+        "training/layer_stages.py",
+        "chosen = min(known, key=lambda layer: known[layer])",
+        "chosen = max(known, key=lambda layer: known[layer])",
+        (
+            "training/test_layer_stages.py::test_auto_takes_the_layer_with_the_least_nc1_and_says_why",
+        ),
+    ),
+    Mutant(
+        "a class of the followed examples may be alone",
+        "training/collapse_rows.py",
+        "max(2, int(share * len(group)))",
+        "max(1, int(share * len(group)))",
+        ("training/test_collapse_rows.py::test_a_choice_is_small_fixed_and_stratified",),
+    ),
+    Mutant(
+        "a resumed training is looked at anew",
+        "training/collapse_rows.py",
+        "if state.global_step == 0:",
+        "if True:",
+        ("training/test_collapse_rows.py::test_a_resumed_training_keeps_the_rows_of_before",),
+    ),
     # --- prepared heads
     Mutant(
         "smoothed targets leave out a class",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lpft_nb.intervals import Interval, confidence_interval, interval_text
+from lpft_nb.intervals import Interval, confidence_interval, interval_text, rank_correlation
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda number: round(number, 6))
 
@@ -85,3 +85,50 @@ def test_interval_text_says_the_numbers(values, digits):
     assert float(mean) == pytest.approx(interval.mean, abs=rounding + 1e-9 * abs(interval.mean))
     expected = (interval.high - interval.low) / 2
     assert float(half) == pytest.approx(expected, abs=rounding + 1e-9 * expected)
+
+
+pairs = st.lists(st.tuples(numbers, numbers), min_size=4, max_size=15)
+
+
+@settings(deadline=None, max_examples=80)
+@given(pairs, st.sampled_from([0.5, 0.9, 0.95]))
+def test_rank_correlation_is_scipys_with_the_interval_of_fisher(values, level):
+    left, right = np.array(values).T
+    found = rank_correlation(left, right, level)
+    assert np.allclose(found, rank_correlation(right, left, level), equal_nan=True)
+    if len(set(left)) == 1 or len(set(right)) == 1:
+        assert all(map(math.isnan, found))
+        return
+    expected = stats.spearmanr(left, right).statistic
+    assert found.mean == pytest.approx(expected, abs=1e-12)
+    if abs(expected) > 1 - 1e-12:
+        assert math.isnan(found.low) and math.isnan(found.high)
+        return
+    error = math.sqrt((1 + expected**2 / 2) / (len(left) - 3))
+    ends = stats.norm.interval(level, loc=np.arctanh(expected), scale=error)
+    assert found[1:] == pytest.approx(np.tanh(ends), rel=1e-9)
+    stretched = rank_correlation(left**3, 2 * right + 1, level)  # the same orders
+    if len(set(left**3)) == len(set(left)):
+        assert stretched == pytest.approx(found, rel=1e-9)
+
+
+def test_few_cases_and_perfect_orders_have_no_interval():
+    few = rank_correlation([1, 2, 3], [1, 3, 2])
+    assert few.mean == pytest.approx(0.5) and math.isnan(few.low)
+    perfect = rank_correlation([1, 2, 3, 4, 5], [5, 4, 3, 2, 1])
+    assert perfect.mean == -1 and math.isnan(perfect.low) and math.isnan(perfect.high)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "level", "words"),
+    [
+        ([1, 2], [1, 2, 3], 0.95, "two lists of one length"),
+        ([1], [1], 0.95, "two cases or more"),
+        ([[1, 2]], [[1, 2]], 0.95, "two lists"),
+        ([1, 2, math.nan], [1, 2, 3], 0.95, "finite values"),
+        ([1, 2, 3], [1, 2, 3], 1.0, "level between 0 and 1"),
+    ],
+)
+def test_rank_correlation_refuses(left, right, level, words):
+    with pytest.raises(ValueError, match=words):
+        rank_correlation(left, right, level)

@@ -68,6 +68,19 @@ def relative_luminance(color):
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
+def test_methods_of_one_layer_have_styles_that_no_other_has():
+    from lpft_nb.store.names import EVERY_METHOD, LAYER_METHODS
+
+    styles = {method: plot.method_style(method) for method in EVERY_METHOD}
+    assert {name: styles[name] for name in METHODS} == {n: plot.method_style(n) for n in METHODS}
+    told = {(one["color"], one.get("markerfacecolor")) for one in styles.values()}
+    assert len(told) == len(EVERY_METHOD)
+    assert styles["LP-SCL-FT"]["color"] == styles["SCL-FT"]["color"]
+    frame = pd.DataFrame({"method": ["LP-SCL-FT", "FT", "LayerFT", "LP"]})
+    assert list(plot.group_styles(frame, "method")) == ["LP", "FT", "LayerFT", "LP-SCL-FT"]
+    assert not set(LAYER_METHODS) & set(METHODS)
+
+
 def test_methods_have_fixed_distinct_styles():
     assert plot.METHODS == METHODS
     styles = [plot.method_style(method) for method in METHODS]

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NUMBER', 'WHOLE', 'Count', 'Positive', 'Whole', 'Folds', 'Share', 'Seed', 'Text', 'Name', 'Folder', 'Flag', 'Size',
-           'Method', 'Pooling', 'Device', 'Precision', 'Protocol', 'Free', 'Each', 'OfTraining', 'OfLoRA', 'OfProbe',
-           'ParameterError', 'NoRepeats', 'one_of_names', 'Maybe', 'Some', 'ByMethod', 'Scope', 'IfGiven', 'named_type']
+           'Method', 'Pooling', 'Device', 'Precision', 'Protocol', 'Free', 'Each', 'OfTraining', 'OfLoRA', 'OfLayer',
+           'OfProbe', 'ParameterError', 'NoRepeats', 'one_of_names', 'Maybe', 'Some', 'ByMethod', 'Scope', 'IfGiven',
+           'named_type']
 
 # %% ../../nbs/11f_named_types.ipynb #c90a61c1
 import ast
@@ -21,7 +22,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ..store.names import METHODS, did_you_mean
+from ..store.names import EVERY_METHOD, did_you_mean
 
 
 class ParameterError(ValueError):
@@ -233,7 +234,7 @@ def one_of_names(
     return Annotated[str, schema, BeforeValidator(check)]
 
 
-Method = one_of_names(lambda: METHODS)
+Method = one_of_names(lambda: EVERY_METHOD)
 Pooling = one_of_names(lambda: ("cls", "last", "mean"))
 Device = one_of_names(lambda: ("auto", "cpu", "cuda", "mps"))
 Precision = one_of_names(lambda: ("auto", "float32", "bfloat16"))
@@ -294,11 +295,11 @@ class ByMethod:
 
     def __class_getitem__(cls, item: Any) -> Any:
         "The type of one value or one for each method."
-        key = one_of_names(lambda: METHODS, before="methods as keys: ")
+        key = one_of_names(lambda: EVERY_METHOD, before="methods as keys: ")
         return Annotated[Union[item, dict[key, item]], BeforeValidator(_meaning)]  # noqa: UP007
 
 # %% ../../nbs/11f_named_types.ipynb #eac9767d
-_Kind = Literal["free", "each", "training", "lora", "probe", "given"]
+_Kind = Literal["free", "each", "training", "lora", "layer", "probe", "given"]
 
 
 @dataclass(frozen=True)
@@ -326,6 +327,7 @@ OfTraining = _scoped(
     "training", "OfTraining", "`OfTraining[T]`: only a training stage looks at it."
 )
 OfLoRA = _scoped("lora", "OfLoRA", "`OfLoRA[T]`: only adapters look at it.")
+OfLayer = _scoped("layer", "OfLayer", "`OfLayer[T]`: only a stage of one layer looks at it.")
 OfProbe = _scoped("probe", "OfProbe", "`OfProbe[T]`: only a linear probe looks at it.")
 
 
@@ -341,7 +343,7 @@ _TYPES: dict[str, Any] = dict(
     Name=Name, Text=Text, Folder=Folder, Size=Size, Flag=Flag, Count=Count, Positive=Positive,
     Share=Share, Seed=Seed, Method=Method, Pooling=Pooling, Device=Device, Precision=Precision,
     Protocol=Protocol, Maybe=Maybe, Some=Some, ByMethod=ByMethod, Free=Free, Each=Each,
-    OfTraining=OfTraining, OfLoRA=OfLoRA, OfProbe=OfProbe, IfGiven=IfGiven, Folds=Folds, Whole=Whole,
+    OfTraining=OfTraining, OfLoRA=OfLoRA, OfLayer=OfLayer, OfProbe=OfProbe, IfGiven=IfGiven, Folds=Folds, Whole=Whole,
 )  # fmt: skip
 
 # %% ../../nbs/11f_named_types.ipynb #fe699f29

@@ -82,7 +82,7 @@ class Parameters(BaseModel):
 
     @classmethod
     def scopes(cls, name: str) -> frozenset[str]:
-        "What looks at a parameter: nothing (free), each run at one value, training, lora, probe, given; () is every run."
+        "What looks at a parameter: nothing (free), each run at one value, training, lora, layer, probe, given; () is every run."
         marks = cls.model_fields[name].metadata
         return frozenset(mark.kind for mark in marks if isinstance(mark, Scope))
 

@@ -25,7 +25,7 @@ from .claims import claim, leave_record
 from .named_types import Method, Seed
 from .parameters import ParameterError, Parameters
 from ..store.machine import World
-from ..store.names import METHODS
+from ..store.names import EVERY_METHOD, LAYER_METHODS
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -56,9 +56,10 @@ def _looks_at(scopes: frozenset[str], method: str, value: Any) -> bool:
     looks = {
         "free": False,
         "each": False,
-        "training": METHODS[method] != ("LP",),
-        "lora": "LoRA" in METHODS[method],
-        "probe": "LP" in METHODS[method],
+        "training": EVERY_METHOD[method] != ("LP",),
+        "lora": "LoRA" in EVERY_METHOD[method],
+        "layer": method in LAYER_METHODS,
+        "probe": "LP" in EVERY_METHOD[method],
         "given": value is not None,
     }
     return all(looks[scope] for scope in scopes)
@@ -127,7 +128,8 @@ def stages_of(
     settings: dict[str, Any],  # as `settings_of` returns them
 ) -> list:  # stages, as `run_stages` takes them
     "The stages of a method with these settings."
-    from lpft_nb.stages import FineTune, LinearProbe, LoRA, method_stages
+    from lpft_nb.stages import FineTune, LayerFineTune, LinearProbe, LoRA, method_stages
+    from lpft_nb.stages import SkipConnectionFineTune
 
     def fields_of(kind: type, prefix: str = "") -> dict[str, Any]:
         names = {one.name for one in dataclasses.fields(kind)}
@@ -139,6 +141,10 @@ def stages_of(
         return method_stages("LP", probe)
     if "LoRA" in method:
         return method_stages(method, probe, lora=LoRA(**fields_of(LoRA, "lora_")))
+    if method in LAYER_METHODS:
+        kind = SkipConnectionFineTune if "SCL" in method else LayerFineTune
+        given = {name: value for name, value in fields_of(kind).items() if value is not None}
+        return method_stages(method, probe, layer_fine_tune=kind(**given))
     return method_stages(method, probe, fine_tune=FineTune(**fields_of(FineTune)))
 
 # %% ../../nbs/11d_runs.ipynb #9cadfa84

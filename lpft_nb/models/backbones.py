@@ -254,6 +254,7 @@ class BackboneInputs:
 def backbone_inputs(
     backbone: PreTrainedModel,  # φ
     padding_id: int | None = None,  # an id that it takes for padding wherever it stands
+    layers: bool = False,  # whether the outputs of all layers are wanted, too
 ) -> BackboneInputs:
     "Look up what a backbone's forward pass takes; raises ClassifierError where padding cannot be masked."
     accepted = inspect.signature(type(backbone).forward).parameters
@@ -265,13 +266,14 @@ def backbone_inputs(
     offset, limit = learned_positions(backbone)
     types = getattr(backbone.config, "type_vocab_size", 0)
     token_types = "token_type_ids" in accepted and types > 1
+    fixed: dict[str, object] = {"use_cache": False} if "use_cache" in accepted else {}
     return BackboneInputs(
         name=type(backbone).__name__,
         positions="position_ids" in accepted,
         token_types=token_types,
         position_offset=offset,
         position_limit=limit,
-        fixed={"use_cache": False} if "use_cache" in accepted else {},
+        fixed=fixed | ({"output_hidden_states": True} if layers else {}),
         word_rows=embedding_rows(backbone),
         padding_id=padding_id,
         type_rows=types if token_types else None,

@@ -122,6 +122,7 @@ def model_card(
         "revision": source.get("revision"),
         "sha256 of these weights": source.get("sha256"),
         "pooling": config.pooling,
+        "skip connection from layer": config.skip,
         "tokens of a text at most": config.max_tokens,
         "LoRA": config.lora and json.dumps(config.lora),
         "type of the weights": str(config.dtype).removeprefix("torch."),

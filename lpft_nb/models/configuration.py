@@ -29,6 +29,7 @@ class ClassifierConfig(PreTrainedConfig):
         hidden_layer: int
         | None = None,  # inputs of a hidden layer behind the pooling; None: no such
         lora: dict[str, Any] | None = None,  # r, alpha and targets of adapters in the backbone
+        skip: int | None = None,  # layer whose pooled output is added to φ; None: none
         source: dict[str, Any] | None = None,  # where the weights came from: id, revision, sha256
         history: list[dict[str, Any]] | None = None,  # what was done to the model, for its card
         **kwargs: Any,  # num_labels, id2label and whatever else PreTrainedConfig knows
@@ -45,6 +46,7 @@ class ClassifierConfig(PreTrainedConfig):
         self.padding_id = padding_id
         self.hidden_layer = hidden_layer
         self.lora = lora
+        self.skip = skip
         self.source = dict(source or {})
         self.history = list(history or [])
         super().__init__(**kwargs)

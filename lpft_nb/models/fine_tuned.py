@@ -33,6 +33,7 @@ from .configuration import ClassifierConfig
 from .encoding import Batch, check_length, pad_encoded
 from .head import names_in_order, set_head
 from .hidden_layer import inject_hidden_layer, through_hidden_layer
+from .layers import to_width, token_pooling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,10 +92,15 @@ def build_features(
 def read_out(
     output: Any,  # of the backbone's forward pass
     mask: torch.Tensor,  # (N, T) 1 for a real token, 0 for padding
-    pooling: str,  # "cls", "last", "mean" or "own"
+    config: ClassifierConfig,  # its pooling is "cls", "last", "mean" or "own"
 ) -> torch.Tensor:  # (N, h)
-    "The features of a batch from what the backbone gives."
-    return output.logits if pooling == OWN else pool(output.last_hidden_state, mask, pooling)
+    "The features of a batch from what the backbone gives, with those of a layer where there is a skip connection."
+    pooling = cast(str, config.pooling)
+    rows = output.logits if pooling == OWN else pool(output.last_hidden_state, mask, pooling)
+    if config.skip is None:
+        return rows
+    layer = pool(output.hidden_states[config.skip], mask, token_pooling(config))
+    return rows + to_width(layer, rows.shape[1])
 
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #abd6b44d
 def read_features(
@@ -103,7 +109,7 @@ def read_features(
 ) -> torch.Tensor:  # (N, h)
     "φ of a batch: the backbone, the pooling, and a hidden layer where there is one."
     output = model.backbone(**batch, **model.inputs.fixed)
-    rows = read_out(output, batch["attention_mask"], model.config.pooling)
+    rows = read_out(output, batch["attention_mask"], model.config)
     return through_hidden_layer(model.backbone, rows)
 
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #9e76abeb

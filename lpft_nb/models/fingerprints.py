@@ -219,6 +219,7 @@ def function_fingerprint(
             "pooling": model.config.pooling,
             "lora": model.config.lora,
         }
+        | ({} if model.config.skip is None else {"skip": model.config.skip})
     )
 
 # %% ../../nbs/02j_fingerprints.ipynb #c36fb094

@@ -106,7 +106,7 @@ def _own_features(model: "Classifier", example: Encoded) -> torch.Tensor:
             f"{tuple(output.last_hidden_state.shape)} is no vector for each of "
             f"{batch['input_ids'].shape[1]} tokens"
         )
-    rows = read_out(output, batch["attention_mask"], cast(str, pooling))
+    rows = read_out(output, batch["attention_mask"], model.config)
     return through_hidden_layer(model.backbone, rows)
 
 

@@ -30,6 +30,7 @@ from lpft_nb.training.batches import (
 )
 from .arguments import training_arguments
 from .checkpoints import BestWeights, last_checkpoint, restore_weights
+from .collapse_rows import FollowCollapse, followers_of
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -234,7 +235,7 @@ def _stage_trainer(
     sets: tuple[EncodedDataset, EncodedDataset],  # for training, for validation
     best: BestWeights,
     selection_metric: str,
-    name: str,
+    followers: list[FollowCollapse],
     processes: int,
 ) -> StageTrainer:
     "The Trainer for one stage."
@@ -263,7 +264,7 @@ def _stage_trainer(
         compute_loss_func=mean_cross_entropy,
         compute_metrics=lambda prediction: trainer.judge(prediction, selection_metric),
         optimizers=(torch.optim.AdamW(groups, fused=True), None),
-        callbacks=[best, ShowProgress(name)],
+        callbacks=[best, ShowProgress(stage.name), *followers],
     )
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
@@ -300,6 +301,7 @@ def train(
         steps_an_epoch=stage.steps_an_epoch(len(train_data)),
         minutes_between_checkpoints=minutes_between_checkpoints,
     )
+    followers = followers_of(model, train_data, stage.collapse_share)
     trainer = _stage_trainer(
         model,
         stage,
@@ -307,7 +309,7 @@ def train(
         sets=(train_data, validation_data),
         best=best,
         selection_metric=selection_metric,
-        name=stage.name,
+        followers=followers,
         processes=processes,
     )
     _train_from_checkpoint(trainer, best, folder)
@@ -318,13 +320,15 @@ def train(
         epoch=0,
         length_grouping=stage.length_grouping,
     )
-    facts = dict(
+    facts: dict[str, Any] = dict(
         steps=trainer.state.global_step,
         best_step=best.step,
         best_value=best.value,
         processes=processes,
         padding_share=padding_share(train_data.lengths, order, stage.batch_size),
     )
+    if followers:
+        facts["no_collapse"] = followers[0].reasons
     model.eval()
     return history_rows(trainer.state.log_history), facts
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weights_hash', 'encode_splits', 'encode_split', 'split_features', 'frozen_features', 'classes_may_lack',
-           'head_logits', 'measure']
+           'head_logits', 'class_statistics', 'measure']
 
 # %% ../../nbs/10a_measuring.ipynb #7c2b5169
 import contextlib
@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..classifier import features_of
+from ..collapse import class_distance_variance, variability
 from ..energy import energy
-from ..features import feature_statistics, separation_statistics
+from ..features import feature_statistics, feature_sums
+from ..geometry.spread import fisher_ratios
+from ..geometry.sums import Undefined
 from ..metrics import classification_metrics
 from ..models.checkpoints import quiet_transformers
 from ..models.hidden_layer import below_hidden_layer, through_hidden_layer
@@ -183,6 +186,21 @@ def head_logits(
         features, weight, None if bias is None else bias.detach().float().cpu()
     )
 
+# %% ../../nbs/10a_measuring.ipynb #5ac48cd3
+def class_statistics(
+    features: torch.Tensor,  # (N, h)
+    labels: torch.Tensor,  # (N,) integers, at least two classes
+) -> dict[
+    str, float
+]:  # fisher_ratio, fisher_ratio_shrunk, nc1, nc1_quotient, collapse_index, class_distance_variance
+    "Fisher's ratios, NC1 in its forms and CDNV."
+    sums = feature_sums(features, labels=labels)
+    values = fisher_ratios(sums)
+    with contextlib.suppress(Undefined):
+        values |= variability(sums)
+        values |= {"class_distance_variance": class_distance_variance(sums)}
+    return values
+
 # %% ../../nbs/10a_measuring.ipynb #ce6af276
 def measure(
     model: "Classifier",  # as the stage leaves it
@@ -204,7 +222,7 @@ def measure(
             values["energy"] = energy(logits[split], labels[split])
         values |= feature_statistics(features[split], reference[split])
         if labels[split].unique().numel() > 1:
-            values |= separation_statistics(features[split], labels[split])
+            values |= class_statistics(features[split], labels[split])
         rows += metric_rows(stage, split, values)
     calibration, reason = calibration_rows(stage, logits, labels)
     rows += metric_rows(stage, "stage", {"head_norm": head_norm(model)})

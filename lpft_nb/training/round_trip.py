@@ -18,6 +18,7 @@ import torch
 from ..models.backbones import ATTENTIONS
 from ..models.checkpoints import ClassifierError
 from ..models.encoding import Texts
+from .layer_stages import settle
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -30,7 +31,7 @@ def _prepared_copy(model: "Classifier", stages: Sequence["Stage"], seed: int) ->
     made = copy.deepcopy(model)
     cast(torch.nn.Module, made).to("cpu")
     for stage in stages:
-        stage.prepare(made, seed)
+        settle(stage, made, None)[0].prepare(made, seed)
     return made.eval()
 
 

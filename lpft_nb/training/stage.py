@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['set_trainable', 'trainable_table', 'StageData', 'Stage', 'positive', 'positive_whole', 'check_settings',
-           'check_patterns', 'refuse_half_precision', 'check_options', 'TrainingSettings', 'TrainingStage', 'FineTune',
-           'LoRA']
+           'check_patterns', 'refuse_half_precision', 'check_options', 'check_stages', 'TrainingSettings',
+           'TrainingStage', 'FineTune', 'LoRA']
 
 # %% ../../nbs/10c_training_stage.ipynb #3c686352
 import fnmatch
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -20,6 +21,7 @@ import torch
 
 from ..models.lora import add_lora
 from .batches import EncodedDataset
+from .collapse_rows import check_share
 from .loop import is_head, train
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ class StageData:
 
     encoded: dict[str, EncodedDataset]  # by split: train, validation, test, ood/<name>
     features: dict[str, torch.Tensor]  # by split, (N, h) float32: of the backbone as it comes
+    skip: int | None = None  # layer that is added to φ in them; None: none
     num_labels: int  # C
     seed: int = 0  # of data order, dropout, adapters, folds
     folder: Path = Path()  # for checkpoints
@@ -186,6 +189,27 @@ def check_options(
             f"minutes_between_checkpoints={minutes!r}: expected a number of at least zero"
         )
 
+# %% ../../nbs/10c_training_stage.ipynb #41c829d6
+def check_stages(
+    stages: Any,  # what a caller gave for a list of stages
+) -> None:
+    "A list of stages, not names, classes or a stage alone; raises ValueError or TypeError that says what to write."
+    if not isinstance(stages, Sequence) or isinstance(stages, str):
+        raise TypeError(
+            f"stages={stages!r:.60}: expected a list such as [LinearProbe(), FineTune()]; "
+            "method_stages('LP-FT') makes the list of a method"
+        )
+    if not stages:
+        raise ValueError("no stages to run; pass e.g. [LinearProbe(), FineTune()]")
+    for stage in stages:
+        if isinstance(stage, type) or not hasattr(stage, "prepare"):
+            hint = (
+                f"write {stage.__name__}()"
+                if isinstance(stage, type)
+                else "method_stages('LP') makes those of a method"
+            )
+            raise TypeError(f"{stage!r:.60} is no stage: {hint}")
+
 # %% ../../nbs/10c_training_stage.ipynb #d8ae77a6
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
@@ -200,6 +224,7 @@ class TrainingSettings:
     weight_decay: float = 0.0
     warmup_share: float = 0.0  # share of all steps with a rising learning rate, in [0, 1)
     max_gradient_norm: float = 1.0  # gradients are clipped to it; 0: no clipping
+    collapse_share: float | None = None  # of the training set, at most 0.1: NC1 by layer and epoch
 
     name: ClassVar[str] = "training"
 
@@ -216,6 +241,7 @@ class TrainingSettings:
             raise ValueError(f"warmup_share={self.warmup_share}: expected a share in [0, 1)")
         if not isinstance(self.length_grouping, bool):
             raise ValueError(f"length_grouping={self.length_grouping!r}: expected True or False")
+        check_share(type(self).__name__, self.collapse_share)
 
     def learning_rates(self) -> tuple[float, float]:
         "Peak learning rates of the head and of everything else that trains."

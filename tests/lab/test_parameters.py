@@ -18,6 +18,7 @@ from lpft_nb.lab.parameters import (
     parameters_schema,
     parse_parameters,
 )
+from lpft_nb.store import names
 
 EXPERIMENTS = {experiment.name: experiment for experiment in list_experiments()}
 
@@ -130,7 +131,7 @@ def _by_hand(kind: str, value):
         return found
     if kind == "ByMethod[Positive]":
         if isinstance(value, dict):
-            if not value.keys() <= {"LP", "FT", "LP-FT", "LoRA", "LP-LoRA"}:
+            if not value.keys() <= set(names.EVERY_METHOD):
                 raise ValueError
             return {key: _by_hand("Positive", entry) for key, entry in value.items()}
         return _by_hand("Positive", value)
@@ -458,11 +459,11 @@ def test_solvers_and_repairs_are_those_of_their_modules():
 
 def test_the_methods_are_those_of_the_stages():
     from lpft_nb import plot, stages
-    from lpft_nb.store import names
 
     schema = parameters_schema(EXPERIMENTS["lp_ft"].parameters)["properties"]
-    assert schema["methods"]["items"]["enum"] == list(stages.METHODS) == list(names.METHODS)
-    assert tuple(names.METHODS) == plot.METHODS
+    assert schema["methods"]["items"]["enum"] == list(names.EVERY_METHOD)
+    assert list(names.EVERY_METHOD) == [*names.METHODS, *names.LAYER_METHODS]
+    assert stages.METHODS is names.METHODS and tuple(names.METHODS) == plot.METHODS
 
 
 def test_a_list_of_names_is_a_type():

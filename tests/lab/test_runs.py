@@ -121,6 +121,7 @@ def test_every_parameter_changes_the_name_unless_its_type_says_otherwise(name):
         "{}",
         "OfTraining[{}]",
         "OfLoRA[{}]",
+        "OfLayer[{}]",
         "OfProbe[{}]",
         "IfGiven[{}]",
         "OfProbe[IfGiven[{}]]",
@@ -129,7 +130,7 @@ def test_every_parameter_changes_the_name_unless_its_type_says_otherwise(name):
 )
 def test_a_new_parameter_is_in_the_name_without_a_line_elsewhere(scope):
     cell = f"""
-methods: "Each[Method]" = ["LP", "FT", "LP-LoRA"]  # which
+methods: "Each[Method]" = ["LP", "FT", "LP-LoRA", "LP-SCL-FT"]  # which
 seeds: "Each[Seed]" = [0]  # which
 novelty: "{scope.format("Count")}" = 1  # not known to anything
 """
@@ -139,12 +140,13 @@ novelty: "{scope.format("Count")}" = 1  # not known to anything
         method: one != other for (method, _, one), (_, _, other) in zip(*settings, strict=True)
     }
     looks = {
-        "{}": {"LP", "FT", "LP-LoRA"},
-        "OfTraining[{}]": {"FT", "LP-LoRA"},
+        "{}": {"LP", "FT", "LP-LoRA", "LP-SCL-FT"},
+        "OfTraining[{}]": {"FT", "LP-LoRA", "LP-SCL-FT"},
         "OfLoRA[{}]": {"LP-LoRA"},
-        "OfProbe[{}]": {"LP", "LP-LoRA"},
-        "IfGiven[{}]": {"LP", "FT", "LP-LoRA"},
-        "OfProbe[IfGiven[{}]]": {"LP", "LP-LoRA"},
+        "OfLayer[{}]": {"LP-SCL-FT"},
+        "OfProbe[{}]": {"LP", "LP-LoRA", "LP-SCL-FT"},
+        "IfGiven[{}]": {"LP", "FT", "LP-LoRA", "LP-SCL-FT"},
+        "OfProbe[IfGiven[{}]]": {"LP", "LP-LoRA", "LP-SCL-FT"},
         "Free[{}]": set(),
     }
     assert {method for method, different in differs.items() if different} == looks[scope]
@@ -201,6 +203,24 @@ def test_settings_by_method():
     }
     assert stages_of("FT", used["FT"])[0].learning_rate == 0.1
     assert stages_of("LoRA", used["LoRA"])[0].r == 8
+
+
+def test_methods_of_one_layer_have_their_stages_in_lp_ft():
+    asked = ["LayerFT", "LP-LayerFT", "SCL-FT", "LP-SCL-FT"]
+    request = {"methods": asked, "learning_rate": 0.1, "batch_size": 4, "device": "cpu"}
+    parameters = EXPERIMENTS["lp_ft"].check(request)
+    stages = {name: stages_of(name, settings_of(parameters, name)) for name in asked}
+    assert {name: [one.name for one in found] for name, found in stages.items()} == {
+        "LayerFT": ["LayerFT"],
+        "LP-LayerFT": ["LP", "LayerFT"],
+        "SCL-FT": ["SCL-FT"],
+        "LP-SCL-FT": ["skip", "LP", "SCL-FT"],
+    }
+    for found in stages.values():
+        assert (found[-1].learning_rate, found[-1].batch_size, found[-1].layer) == (0.1, 4, "auto")
+    settings = settings_of(parameters, "LP-SCL-FT") | {"layer": 2, "collapse_share": 0.1}
+    skip, _, last = stages_of("LP-SCL-FT", settings)
+    assert skip.layer == last.layer == 2 and last.collapse_share == 0.1
 
 
 def test_a_value_by_method_that_lacks_a_method():

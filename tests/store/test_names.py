@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from lpft_nb import plot
 from lpft_nb import stages as stages_face
-from lpft_nb.store.names import METHODS, close_names, did_you_mean, one_of
+from lpft_nb.store.names import (
+    EVERY_METHOD,
+    LAYER_METHODS,
+    METHODS,
+    close_names,
+    did_you_mean,
+    one_of,
+)
 
 KNOWN = ["LP", "FT", "LP-FT", "LoRA"]
 
@@ -47,3 +54,10 @@ def test_methods_are_named_once():
     assert list(METHODS) == ["LP", "FT", "LP-FT", "LoRA", "LP-LoRA"]
     assert all(tuple(name.split("-")) == stages for name, stages in METHODS.items())
     assert tuple(METHODS) == plot.METHODS and stages_face.METHODS is METHODS
+
+
+def test_methods_of_one_layer_stand_apart():
+    assert list(LAYER_METHODS) == ["LayerFT", "LP-LayerFT", "SCL-FT", "LP-SCL-FT"]
+    assert list(EVERY_METHOD) == [*METHODS, *LAYER_METHODS]
+    for name, stages in LAYER_METHODS.items():
+        assert name.endswith(stages[-1]) and ("LP" in stages) == name.startswith("LP-")
