@@ -126,7 +126,8 @@ def measures_of(
     table: pd.DataFrame,  # as `preparations` returns it
 ) -> list[str]:  # names of columns
     "What was measured, in the order of tables."
-    return [name for name in table if name in _MEASURES or str(name).endswith(" accuracy")]
+    names = [str(name) for name in table]
+    return [name for name in names if name in _MEASURES or name.endswith(" accuracy")]
 
 
 def preparation_table(
@@ -137,11 +138,9 @@ def preparation_table(
     for (_, method, words), group in table.groupby(["place", "method", "preparation"], sort=True):
         row: dict[str, Any] = {"method": method, "preparation": words, "seeds": len(group)}
         for name in ("start energy", *measures_of(table)):
-            percent = str(name).endswith("accuracy")
+            percent = name.endswith("accuracy")
             scale, digits = (100, 1) if percent else (1, 3)
-            row[str(name)] = interval_text(
-                confidence_interval(group[name]), scale=scale, digits=digits
-            )
+            row[name] = interval_text(confidence_interval(group[name]), scale=scale, digits=digits)
         rows.append(row)
     return pd.DataFrame(rows)
 

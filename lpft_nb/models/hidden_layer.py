@@ -6,7 +6,7 @@
 __all__ = ['inject_hidden_layer', 'through_hidden_layer', 'add_hidden_layer', 'below_hidden_layer']
 
 # %% ../../nbs/02o_a_hidden_layer.ipynb #4d08b572
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -66,12 +66,15 @@ def add_hidden_layer(
 @contextmanager
 def below_hidden_layer(
     model: "Classifier",  # with a hidden layer, or without
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     "Within this block φ is what the pooling reads out, without the hidden layer."
     backbone = cast(nn.Module, model.backbone)
-    layer = backbone._modules.pop("hidden_layer", None)
+    if model.config.hidden_layer is None:
+        yield
+        return
+    layer = backbone.get_submodule("hidden_layer")
+    delattr(backbone, "hidden_layer")
     try:
         yield
     finally:
-        if layer is not None:
-            backbone.add_module("hidden_layer", layer)
+        backbone.add_module("hidden_layer", layer)

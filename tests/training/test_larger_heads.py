@@ -15,18 +15,20 @@ from lpft_nb.models.lora import add_lora
 from lpft_nb.solvers.descent import soft_targets
 from lpft_nb.stages import FineTune, LinearProbe, run_stages
 from lpft_nb.tasks import load_task
-from lpft_nb.training.larger_heads import last_blocks
+from lpft_nb.training.larger_heads import CHUNK, last_blocks
 
 NOISY = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
 STEPS = dict(epochs=3, learning_rate=3e-3, batch_size=8)
 HEADS = {
     "hidden": LinearProbe(hidden=6, **STEPS),
+    "all at once": LinearProbe(hidden=6, epochs=20, learning_rate=1e-2),  # in pieces of 32
     "block": LinearProbe(blocks=1, **STEPS),
     "kept block": LinearProbe(blocks=1, fresh=False, **STEPS),
     "both": LinearProbe(hidden=6, blocks=1, smoothing=0.2, **STEPS),
 }
 MOVES = {
     "hidden": ("head.", "backbone.hidden_layer."),
+    "all at once": ("head.", "backbone.hidden_layer."),
     "block": ("head.", "backbone.encoder.layer.1."),
     "kept block": ("head.", "backbone.encoder.layer.1."),
     "both": ("head.", "backbone.hidden_layer.", "backbone.encoder.layer.1."),
@@ -60,6 +62,7 @@ def test_the_walk_is_a_plain_loop_without_dropout(name, task):
     result = run_stages(model, task, [probe], device="cpu", seed=5)
     probe.prepare(oracle, 5)
     labels = torch.tensor(list(task.train["label"]))
+    assert len(labels) > CHUNK and len(labels) % CHUNK
     targets = soft_targets(labels, 2, probe.smoothing or 0.0).float()
     moving = [p for p in oracle.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(moving, probe.learning_rate, weight_decay=0)
@@ -67,7 +70,9 @@ def test_the_walk_is_a_plain_loop_without_dropout(name, task):
     oracle.eval()
     energies = [energy(logits_of(oracle, task.train), labels)]
     for _ in range(probe.epochs):
-        for rows in torch.randperm(len(labels), generator=order).split(probe.batch_size):
+        for rows in torch.randperm(len(labels), generator=order).split(
+            probe.batch_size or len(labels)
+        ):
             scores = [
                 oracle(**oracle.tokenize([task.train["text"][int(row)]])).logits for row in rows
             ]
