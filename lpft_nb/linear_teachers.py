@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'BLOCK', 'Design', 'draw_worlds', 'sample_risks', 'gaussian_bound', 'hidden_variance', 'split_bound',
-           'SaddleError', 'deep_fine_tuned', 'meets_saddle', 'squared_ratio', 'Flow', 'gradient_flow', 'product',
-           'start_weights', 'best_head_flow', 'frozen_fine_tuned', 'least_frozen_risk', 'probed_head',
+           'SaddleError', 'deep_fine_tuned', 'meets_saddle', 'squared_ratio', 'Needed', 'SeenTask', 'examples_needed',
+           'expected_price', 'first_reached', 'foresee', 'learned_shares', 'see_task', 'Flow', 'gradient_flow',
+           'product', 'start_weights', 'best_head_flow', 'frozen_fine_tuned', 'least_frozen_risk', 'probed_head',
            'risk_in_and_out', 'descend_in_batches', 'descent_shares', 'fine_tuned', 'fitted', 'flow_shares',
            'isotropic_mean_risk', 'mean_risk', 'ridge_shares', 'task_alignment', 'task_distance', 'Span', 'risk',
            'span_of']
@@ -27,6 +28,14 @@ from .teachers.deep import SaddleError as SaddleError
 from .teachers.deep import deep_fine_tuned as deep_fine_tuned
 from .teachers.deep import meets_saddle as meets_saddle
 from .teachers.deep import squared_ratio as squared_ratio
+from .teachers.estimate import Needed as Needed
+from .teachers.estimate import SeenTask as SeenTask
+from .teachers.estimate import examples_needed as examples_needed
+from .teachers.estimate import expected_price as expected_price
+from .teachers.estimate import first_reached as first_reached
+from .teachers.estimate import foresee as foresee
+from .teachers.estimate import learned_shares as learned_shares
+from .teachers.estimate import see_task as see_task
 from .teachers.flow import Flow as Flow
 from .teachers.flow import gradient_flow as gradient_flow
 from .teachers.flow import product as product
@@ -50,7 +59,7 @@ from .teachers.spans import Span as Span
 from .teachers.spans import risk as risk
 from .teachers.spans import span_of as span_of
 
-_all_ = ["gaussian_bound", "hidden_variance", "split_bound", "SaddleError", "deep_fine_tuned", "meets_saddle", "squared_ratio", "Flow", "gradient_flow", "product", "start_weights", "best_head_flow", "frozen_fine_tuned", "least_frozen_risk", "probed_head", "risk_in_and_out", "descend_in_batches", "descent_shares", "fine_tuned", "fitted", "flow_shares", "isotropic_mean_risk", "mean_risk", "ridge_shares", "task_alignment", "task_distance", "Span", "risk", "span_of"]  # importable from here too  # fmt: skip
+_all_ = ["gaussian_bound", "hidden_variance", "split_bound", "SaddleError", "deep_fine_tuned", "meets_saddle", "squared_ratio", "Needed", "SeenTask", "examples_needed", "expected_price", "first_reached", "foresee", "learned_shares", "see_task", "Flow", "gradient_flow", "product", "start_weights", "best_head_flow", "frozen_fine_tuned", "least_frozen_risk", "probed_head", "risk_in_and_out", "descend_in_batches", "descent_shares", "fine_tuned", "fitted", "flow_shares", "isotropic_mean_risk", "mean_risk", "ridge_shares", "task_alignment", "task_distance", "Span", "risk", "span_of"]  # importable from here too  # fmt: skip
 
 # %% ../nbs/55d_teachers_in_code.ipynb #e9e12d0d
 PLACES = ("anywhere", "orthogonal", "top", "border", "bottom", "window")  # of what is new
