@@ -109,7 +109,13 @@ def curve_rows(
             f"sizes: expected at most the {len(labels)} training examples, got {too_large}"
         )
     places = sample_of(labels, settings["labelled"], seed)
-    seen = see_task(features[places], labels[places], classes=classes, pool=features)
+    others = torch.ones(len(labels), dtype=torch.bool)
+    others[places] = False
+    if others.sum() < 2:
+        raise ParameterError(
+            f"labelled={len(places)}: expected fewer than the {len(labels)} training examples, whose others make the pool"
+        )
+    seen = see_task(features[places], labels[places], classes=classes, pool=features[others])
     foreseen = foresee(
         seen, settings["sizes"], penalty=settings["penalty"], level=settings["level"]
     )
@@ -183,4 +189,4 @@ def sample_sizes(
         named = named.loc[:, ~named.columns.duplicated(keep="last")]
         rows.append((seed, *examples_needed(named, level)))
     found = pd.DataFrame(rows, columns=["seed", "foreseen", "earliest", "latest"])
-    return level, first_reached(means.index.to_numpy(), means.to_numpy(), level), found
+    return level, first_reached(means.index.tolist(), means.tolist(), level), found

@@ -119,13 +119,13 @@ def see_task(
     labels: "ArrayLike",  # (m,) integers in 0..C-1
     *,
     classes: int,  # C >= 2
-    pool: "ArrayLike | None" = None,  # (N, h) features without labels; None: the labelled ones
+    pool: "ArrayLike",  # (N, h) features of other examples, without labels
     start: "ArrayLike | None" = None,  # (h, C) head to start from, without bias; None: zero
 ) -> SeenTask:
     "Gather what a small labelled sample and a pool of features say of a task."
     points = as_float64(features, "features", least=2)
     given = torch.as_tensor(labels)
-    around = points if pool is None else as_float64(pool, "pool", least=2)
+    around = as_float64(pool, "pool", least=2)
     check_length(around, points.shape[-1], "pool")
     if points.ndim != 2 or given.shape != points.shape[:1] or len(points) < 3:
         raise ValueError(
@@ -184,14 +184,13 @@ def accuracy_of_scores(
     noise = torch.randn(DRAWS // 2, classes, generator=generator, dtype=torch.float64)
     noise = torch.cat([noise, -noise])
     noise = noise - noise.mean(dim=1, keepdim=True)
-    found = torch.zeros_like(scale)
-    for label in range(classes):
-        mean = -priors.clone()
-        mean[label] += 1
-        scores = scale[..., None, None] * mean + spread.sqrt()[..., None, None] * noise + priors
-        right = scores.argmax(dim=-1) == label
-        found = found + priors[label] * right.double().mean(dim=-1)
-    return found
+    means = torch.eye(classes, dtype=torch.float64) - priors
+    found = []
+    for one, error in zip(scale.reshape(-1), spread.sqrt().reshape(-1), strict=True):
+        scores = one * means[:, None] + error * noise + priors  # (C, draws, C)
+        right = scores.argmax(dim=-1) == torch.arange(classes)[:, None]
+        found.append(priors @ right.double().mean(dim=-1))
+    return torch.stack(found).reshape(scale.shape)
 
 # %% ../../nbs/59a_price_before_training.ipynb #5f58bb57
 def _with_interval(replicates: torch.Tensor, level: float) -> tuple[float, float, float]:
@@ -273,5 +272,5 @@ def examples_needed(
     if not 0 < accuracy < 1:
         raise ValueError(f"accuracy: expected a number between 0 and 1, got {accuracy!r}")
     names = ("accuracy", "accuracy_high", "accuracy_low")
-    sizes = curve["examples"].to_numpy()
-    return Needed(*(first_reached(sizes, curve[name].to_numpy(), accuracy) for name in names))
+    sizes = curve["examples"].tolist()
+    return Needed(*(first_reached(sizes, curve[name].tolist(), accuracy) for name in names))

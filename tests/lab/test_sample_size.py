@@ -89,6 +89,12 @@ def test_a_size_beyond_the_training_set_is_refused():
         )
 
 
+def test_a_sample_that_leaves_no_pool_is_refused():
+    with pytest.raises(ParameterError, match="whose others make the pool"):
+        everything = SETTINGS | {"labelled": 90}
+        curve_rows(blobs(90, 0), blobs(60, 1), settings=everything, classes=3, seed=0)
+
+
 def test_a_run_leaves_the_record_that_was_planned(toy_task, tiny_checkpoint, tmp_path):
     experiment = find_experiment("sample_size")
     request = dict(task=str(toy_task), model=str(tiny_checkpoint), output=str(tmp_path))

@@ -69,7 +69,7 @@ def test_with_noise_isotropic_inputs_tend_to_the_exact_law():
 @pytest.mark.parametrize(("penalty", "noise"), [(0.0, 0.0), (0.03, 0.0), (0.03, 0.8)])
 def test_the_mean_of_simulated_worlds(penalty, noise):
     spectrum = torch.arange(1, 101, dtype=torch.float64) ** -1.2
-    difference, costs = randn(100, seed=2), []
+    difference = randn(100, seed=2)
     inputs = randn(300, 25, 100, seed=3) * spectrum.sqrt()
     span = span_of(inputs)
     shares = ridge_shares(span, penalty) if penalty else None
@@ -95,7 +95,7 @@ def sample(count=12, dimension=5, classes=3, seed=0):
     """Features that know a little of the labels, and a pool."""
     labels = torch.arange(count) % classes
     features = randn(count, dimension, seed=seed) + torch.eye(classes, dimension).double()[labels]
-    return features, labels, torch.cat([randn(40, dimension, seed=seed + 1), features])
+    return features, labels, 1.2 * randn(40, dimension, seed=seed + 1)
 
 
 def by_pairs(features, labels, pool, weights, classes=3, rows=None):
@@ -200,7 +200,7 @@ def test_scores_that_know_nothing_stay_at_the_largest_class():
     priors = torch.tensor([0.7, 0.3]).double()
     zero, total = torch.zeros(()).double(), torch.tensor(0.42).double()
     assert accuracy_of_scores(zero, zero, total, priors=priors).item() == pytest.approx(
-        0.7, abs=1e-9
+        0.7, abs=1e-6
     )
 
 
@@ -218,21 +218,21 @@ def test_where_a_curve_first_reaches_a_level():
             "accuracy": [0.5, 0.7],
             "accuracy_low": [0.4, 0.5],
             "accuracy_high": [0.6, 0.9],
-        }  # fmt: skip
+        }
     )
     needed = examples_needed(curve, 0.6)
     assert needed == (pytest.approx(20), 10, math.inf)
 
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says():
-    """Fresh samples of one task: how often the band holds the curve that endless labels would foresee."""
+    """Fresh samples of one task: how often the band holds the curve that 3000 labels foresee."""
     rule, hits, pool = torch.tensor([1.0, 0.5, 0.2, 0.0]).double(), 0, randn(2000, 4, seed=77)
 
     def task(count, seed):
         points = randn(count, 4, seed=seed)
         return points, ((points @ rule + 0.5 * randn(count, seed=seed + 5000)) > 0).long()
 
-    truth = foresee(see_task(*task(20_000, 1), classes=2, pool=pool), [10], penalty=0.05)
+    truth = foresee(see_task(*task(3000, 1), classes=2, pool=pool), [10], penalty=0.05)
     for seed in range(100):
         found = foresee(see_task(*task(60, 10 + seed), classes=2, pool=pool), [10], penalty=0.05)
         hits += found["error_low"].item() <= truth["error"].item() <= found["error_high"].item()
@@ -248,12 +248,12 @@ REFUSED = {
     "no examples": (lambda: learned_shares([1.0], 0), "examples > 0"),
     "negative noise": (lambda: expected_price([1.0], [1.0], 1, noise=-1), "noise"),
     "another length": (lambda: expected_price([1.0], [1.0, 2.0], 1), "difference"),
-    "labels are scores": (lambda: see_task(randn(4, 2), randn(4), classes=2), "whole numbers"),
-    "a class too many": (lambda: see_task(randn(4, 2), [0, 1, 2, 0], classes=2), "0..1"),
-    "one class": (lambda: see_task(randn(4, 2), [1, 1, 1, 1], classes=2), "two classes"),
-    "too few": (lambda: see_task(randn(2, 2), [0, 1], classes=2), "m >= 3"),
+    "labels are scores": (lambda: see_task(randn(4, 2), randn(4), classes=2, pool=randn(9, 2)), "whole numbers"),
+    "a class too many": (lambda: see_task(randn(4, 2), [0, 1, 2, 0], classes=2, pool=randn(9, 2)), "0..1"),
+    "one class": (lambda: see_task(randn(4, 2), [1, 1, 1, 1], classes=2, pool=randn(9, 2)), "two classes"),
+    "too few": (lambda: see_task(randn(2, 2), [0, 1], classes=2, pool=randn(9, 2)), "m >= 3"),
     "another pool": (lambda: see_task(randn(4, 2), [0, 1, 0, 1], classes=2, pool=randn(9, 3)), "pool"),
-    "no penalty": (lambda: foresee(see_task(randn(4, 2), [0, 1, 0, 1], classes=2), [5], penalty=0), "penalty"),
+    "no penalty": (lambda: foresee(see_task(randn(4, 2), [0, 1, 0, 1], classes=2, pool=randn(9, 2)), [5], penalty=0), "penalty"),
     "an accuracy in percent": (lambda: examples_needed(pd.DataFrame(), 80), "between 0 and 1"),
     "sizes not ascending": (lambda: first_reached([40, 10], [0.5, 0.7], 0.6), "ascending"),
 }  # fmt: skip
