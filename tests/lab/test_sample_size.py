@@ -98,11 +98,11 @@ def test_a_sample_that_leaves_no_pool_is_refused():
 def test_a_run_leaves_the_record_that_was_planned(toy_task, tiny_checkpoint, tmp_path):
     experiment = find_experiment("sample_size")
     request = dict(task=str(toy_task), model=str(tiny_checkpoint), output=str(tmp_path))
-    request |= dict(labelled=8, sizes=[4, 8], repeats=2, seeds=[0], device="cpu", max_length=32)
+    request |= dict(labelled=6, sizes=[3, 4], repeats=2, seeds=[0], device="cpu", max_length=32)
     (run,), _ = experiment.plan(experiment.check(request))
     path = run.make(run)
     assert path == run.path and run.state == "finished"
     assert {row["metric"] for row in read_record(path)["metrics"]} >= set(experiment.metrics)
-    assert set(curves_of(load_results([path]))["examples"]) == {4, 8}
+    assert set(curves_of(load_results([path]))["examples"]) == {3, 4}
     with pytest.raises(ParameterError, match="expected LP"):
         experiment.plan(experiment.check(request | {"methods": ["FT"]}))

@@ -18,6 +18,7 @@ from lpft_nb.teachers.estimate import (
     first_reached,
     foresee,
     learned_shares,
+    pool_weights,
     see_task,
 )
 from lpft_nb.teachers.regression import isotropic_mean_risk, mean_risk, ridge_shares
@@ -121,7 +122,7 @@ def test_means_are_sums_over_pairs_with_and_without_each_example():
     features, labels, pool = sample()
     seen = see_task(features, labels, classes=3, pool=pool)
     weights = torch.tensor([[1.0, 0.8, 0.5, 0.1, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0]]).double()
-    found = seen.means(weights)
+    found = seen.means(torch.cat([weights, torch.ones(2, 1).double()], dim=1))
     assert found.shape == (13, 2)
     for column, one in enumerate(weights):
         assert found[0, column].item() == pytest.approx(by_pairs(features, labels, pool, one))
@@ -142,7 +143,7 @@ def test_labels_that_say_nothing_are_worth_nothing_on_average():
     for seed in range(400):
         labels = torch.from_numpy(np.random.default_rng(seed).permutation(20) % 2)
         seen = see_task(randn(20, 10, seed=seed), labels, classes=2, pool=randn(300, 10, seed=999))
-        found.append(seen.means(torch.ones(10).double())[0].item())
+        found.append(seen.means(torch.ones(11).double())[0].item())
     error = np.std(found) / len(found) ** 0.5
     naive = 10 * 0.5 / 20
     assert abs(np.mean(found)) < 4 * error + 0.5 / 19 and naive > 3 * abs(np.mean(found))
@@ -153,7 +154,7 @@ def test_a_start_that_answers_right_leaves_little_to_learn():
     marks = torch.nn.functional.one_hot(labels, 3).double()
     centred = features - pool.mean(dim=0)
     head = torch.linalg.lstsq(centred, marks - marks.mean(dim=0)).solution
-    weights = torch.ones(5).double()
+    weights = torch.ones(6).double()
     zero = see_task(features, labels, classes=3, pool=pool).means(weights)[0]
     near = see_task(features, labels, classes=3, pool=pool, start=head).means(weights)[0]
     assert near.abs() < 0.25 * zero
@@ -169,6 +170,56 @@ def test_scales_and_turns_of_the_features_change_nothing():
         for one, other in ((features, pool), (features @ turn + 7, pool @ turn + 7))
     )
     pd.testing.assert_frame_equal(first, second, rtol=1e-6)
+
+
+def test_what_the_pool_does_not_show_counts_by_pairs_too():
+    features, labels, _ = sample(count=9, dimension=6)
+    pool = torch.cat([randn(30, 4, seed=3), torch.zeros(30, 2).double()], dim=1)
+    seen = see_task(features, labels, classes=3, pool=pool)
+    assert len(seen.spectrum) == 4 and seen.pool == 29
+    marks = torch.nn.functional.one_hot(labels, 3).double()
+    targets, hidden = marks - marks.mean(dim=0), features[:, 4:]
+    pairs = [
+        (targets[j] @ targets[k]) * (hidden[j] @ hidden[k])
+        for j in range(9)
+        for k in range(9)
+        if j != k
+    ]
+    last = torch.tensor([0.0, 0, 0, 0, 1]).double()
+    assert seen.means(last)[0].item() == pytest.approx(torch.stack(pairs).mean().item())
+
+
+def test_an_endless_pool_gives_the_shares_themselves():
+    pool = randn(200_000, 6, seed=1) * torch.arange(1, 7).double() ** -0.5
+    seen = see_task(randn(4, 6), [0, 1, 0, 1], classes=2, pool=pool)
+    weights, spread = pool_weights(seen, 4, 0.05)
+    shares = learned_shares(seen.spectrum, 4, penalty=0.05)
+    close(weights[0, :-1], shares, rtol=1e-3, atol=1e-3)
+    close(weights[1, :-1], shares.square(), rtol=1e-3, atol=1e-3)
+    assert spread == pytest.approx(shares.square().sum().item() / 4, rel=1e-3)
+
+
+def test_a_small_pool_foresees_what_a_large_one_does():
+    """300 features: forms of the inverse from 150 texts, corrected, against the true covariance."""
+    spectrum = torch.arange(1, 301, dtype=torch.float64) ** -0.8
+    difference = randn(300, seed=5) * spectrum
+    true = learned_shares(spectrum, 80, penalty=0.05)
+    products = spectrum * difference.square()
+    found = []
+    for seed in range(20):
+        pool = randn(151, 300, seed=100 + seed) * spectrum.sqrt()
+        seen = see_task(randn(4, 300), [0, 1, 0, 1], classes=2, pool=pool)
+        weights, spread = pool_weights(seen, 80, 0.05)
+        centred = pool - pool.mean(dim=0)
+        axes = torch.linalg.svd(centred, full_matrices=False).Vh[:150]
+        answer = spectrum * difference  # the mean of feature times answer
+        along = (axes @ answer).square()
+        rest = answer.square().sum() - along.sum()
+        forms = weights[:, :-1] @ (along / seen.spectrum) + weights[:, -1] * rest
+        found.append(torch.cat([forms, torch.tensor([spread]).double()]))
+    means = torch.stack(found).mean(dim=0)
+    wanted = [(true * products).sum(), (true.square() * products).sum(), true.square().sum() / 80]
+    close(means, torch.stack(wanted), rtol=0.05, atol=0)
 
 
 # accuracy
@@ -254,6 +305,12 @@ REFUSED = {
     "too few": (lambda: see_task(randn(2, 2), [0, 1], classes=2, pool=randn(9, 2)), "m >= 3"),
     "another pool": (lambda: see_task(randn(4, 2), [0, 1, 0, 1], classes=2, pool=randn(9, 3)), "pool"),
     "no penalty": (lambda: foresee(see_task(randn(4, 2), [0, 1, 0, 1], classes=2, pool=randn(9, 2)), [5], penalty=0), "penalty"),
+    "a pool too small": (
+        lambda: foresee(
+            see_task(randn(4, 3), [0, 1, 0, 1], classes=2, pool=randn(3, 3)), [900], penalty=1e-9
+        ),
+        "too few to foresee 900",
+    ),
     "an accuracy in percent": (lambda: examples_needed(pd.DataFrame(), 80), "between 0 and 1"),
     "sizes not ascending": (lambda: first_reached([40, 10], [0.5, 0.7], 0.6), "ascending"),
 }  # fmt: skip
