@@ -169,7 +169,7 @@ def _on_sweep(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> list[di
 
 # %% ../../nbs/48b_answers.ipynb #3193f785
 def _side_by_world(
-    rows: pd.DataFrame, side: Side, named: set[str], split: str
+    rows: pd.DataFrame, side: Side, *, named: set[str], split: str
 ) -> dict[str, pd.Series]:
     "Numbers by seed of one side, in every world: the settings that no side names, as JSON."
     used = {text: json.loads(text) for text in rows["parameters"].unique()}
@@ -189,7 +189,9 @@ def _side_by_world(
 def _on_worlds(comparison: Comparison, rows: pd.DataFrame) -> list[dict[str, Any]]:
     "A place for each world that all sides have."
     named = {name for side in comparison.sides for name in side.at or {}}
-    columns = [_side_by_world(rows, side, named, comparison.split) for side in comparison.sides]
+    columns = [
+        _side_by_world(rows, side, named=named, split=comparison.split) for side in comparison.sides
+    ]
     worlds = sorted(set.intersection(*(set(one) for one in columns)))
     settings = pd.DataFrame([json.loads(world) for world in worlds], index=worlds, dtype=object)
     told = [name for name in settings if settings[name].map(canonical_json).nunique() > 1]

@@ -45,7 +45,7 @@ def fitted_accuracy(
     priors = marks.mean(dim=0)
     span = span_of(features)
     start = torch.zeros(classes, features.shape[1], dtype=torch.float64)
-    head = fitted(span, start, (marks - priors).T, ridge_shares(span, penalty))
+    head = fitted(span, start, (marks - priors).T, shares=ridge_shares(span, penalty))
     scores = test[0].double() @ head.T
     truth = torch.nn.functional.one_hot(test[1], classes).double() - priors
     accuracy = ((scores + priors).argmax(dim=1) == test[1]).double().mean().item()
@@ -80,7 +80,7 @@ def measured_curve(
 def sample_of(
     labels: torch.Tensor,  # (N,)
     size: int,  # m
-    seed: int,
+    seed: int,  # of the draw
 ) -> torch.Tensor:  # (m,) places
     "Places of a labelled sample of at least two classes, drawn without replacement."
     if size > len(labels) or len(labels.unique()) < 2:
@@ -93,7 +93,7 @@ def sample_of(
         if len(labels[rows].unique()) > 1:
             return rows
 
-
+# %% ../../nbs/59b_learning_curves.ipynb #e8d598a0
 def curve_rows(
     train: tuple[torch.Tensor, torch.Tensor],  # features (N, h), labels (N,)
     test: tuple[torch.Tensor, torch.Tensor],  # (M, h), (M,)
@@ -135,7 +135,7 @@ def curve_rows(
         for stage, metric, value in rows
     ]
 
-
+# %% ../../nbs/59b_learning_curves.ipynb #e7ebcb29
 def measure_sample_size(
     run: Run,  # as the experiment's plan makes it
     *,

@@ -74,7 +74,14 @@ def draw(
         np.random.default_rng([seed, one, 1]).standard_normal(inputs.shape[1]) for one in draws
     ]
     labels = (inputs @ target[..., None])[..., 0] + noise * torch.from_numpy(np.stack(errors))
-    return Worlds(inputs, span, source, target, labels, fitted(span, target, labels))
+    return Worlds(
+        inputs=inputs,
+        span=span,
+        source=source,
+        target=target,
+        labels=labels,
+        answered=fitted(span, target, labels),
+    )
 
 # %% ../../nbs/55e_teacher_runs.ipynb #71b0522b
 ESTIMATORS = ("FT", "scratch", "ridge", "early-stopping", "LP", "LP-FT", "source")
@@ -92,7 +99,7 @@ def features_of(
 
 
 def probed(
-    worlds: Worlds,
+    worlds: Worlds,  # that it is fitted in
     settings: dict[str, Any],  # of the run
     seed: int,  # of all draws
     *,
@@ -104,7 +111,7 @@ def probed(
         zip(worlds.inputs, worlds.source, worlds.labels, strict=True)
     ):
         features = features_of(source, settings["features"], (seed, number))
-        head = probed_head(inputs, labels, features, features.T @ source)
+        head = probed_head(inputs, labels, features, start=features.T @ source)
         if then:
             ends = {"fitted_at": 1e-10, "tolerance": 1e-8}
             found.append(gradient_flow(inputs, labels, [features, head[:, None]], **ends).end)
@@ -115,7 +122,8 @@ def probed(
 # %% ../../nbs/55e_teacher_runs.ipynb #c28ce460
 def predictors(
     method: str,  # one of ESTIMATORS
-    worlds: Worlds,
+    worlds: Worlds,  # that it is fitted in
+    *,
     settings: dict[str, Any],  # of the run
     seed: int,  # of all draws
 ) -> torch.Tensor:  # (draws, d)
@@ -128,9 +136,9 @@ def predictors(
     if method == "scratch":
         return fitted(span, torch.zeros_like(source), labels)
     if method == "ridge":
-        return fitted(span, source, labels, ridge_shares(span, settings["penalty"]))
+        return fitted(span, source, labels, shares=ridge_shares(span, settings["penalty"]))
     if method == "early-stopping":
-        return fitted(span, source, labels, flow_shares(span, settings["time"]))
+        return fitted(span, source, labels, shares=flow_shares(span, settings["time"]))
     depth, frozen = settings["depth"], settings["frozen_layers"]
     depth = float("inf") if depth is None else depth
     if frozen is None:
@@ -159,7 +167,7 @@ def world_rows(
 ) -> list[dict[str, Any]]:  # stage, split, metric, value
     "What an estimator costs in the worlds of a run."
     worlds, spectrum = draw(settings, seed), design_of(settings).spectrum
-    found = predictors(method, worlds, settings, seed)
+    found = predictors(method, worlds, settings=settings, seed=seed)
     source, target, zero = worlds.source, worlds.target, torch.zeros_like(worlds.target)
     cost, own = risk(found, target, spectrum), risk(zero, target, spectrum)
     errors = (worlds.inputs @ found[..., None])[..., 0] - worlds.labels

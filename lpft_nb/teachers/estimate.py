@@ -116,7 +116,7 @@ class SeenTask:
         count, whole = len(self.sizes), self.sizes.sum()
         return torch.cat([whole[None] / count, (whole - self.sizes) / (count - 1)])
 
-
+# %% ../../nbs/59a_price_before_training.ipynb #4d83eb6a
 def see_task(
     features: "ArrayLike",  # (m, h) of the labelled examples, frozen
     labels: "ArrayLike",  # (m,) integers in 0..C-1
@@ -177,7 +177,7 @@ def see_task(
 
 # %% ../../nbs/59a_price_before_training.ipynb #dff56d65
 def pool_weights(
-    task: "SeenTask",
+    task: "SeenTask",  # as `see_task` returns it
     examples: float,  # n > 0
     penalty: float,  # mu > 0
 ) -> tuple[torch.Tensor, float]:  # (2, k + 1) weights of A and B, and rho of (eq-expected-price)
@@ -250,7 +250,7 @@ def _with_interval(replicates: torch.Tensor, level: float) -> tuple[float, float
 
 
 def foresee(
-    task: SeenTask,
+    task: SeenTask,  # as `see_task` returns it
     examples: Sequence[int],  # training sizes n, each >= 1
     *,
     penalty: float,  # of the ridge towards the start, as a share of the features' total variance, > 0

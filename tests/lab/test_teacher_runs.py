@@ -33,7 +33,7 @@ SETTINGS = dict(
 def ends(method, seed=0, **change):
     settings = SETTINGS | change
     worlds = draw(settings, seed)
-    return worlds, predictors(method, worlds, settings, seed)
+    return worlds, predictors(method, worlds, settings=settings, seed=seed)
 
 
 # estimators
