@@ -202,7 +202,7 @@ def _on_worlds(comparison: Comparison, rows: pd.DataFrame) -> list[dict[str, Any
             continue
         tables = [one[world].loc[seeds].to_numpy(dtype=float)[:, None] for one in columns]
         interval = crossed_interval(*tables, statistic=comparison.statistic)
-        name = ", ".join(f"{name} {value_text(settings.loc[world, name])}" for name in told)
+        name = ", ".join(f"{name} {value_text(settings[name][world])}" for name in told)
         shown = {"place": name or "random worlds", "n": len(seeds), "aside": why_not(len(seeds))}
         found.append(shown | interval._asdict())
     return found

@@ -113,8 +113,11 @@ def probed(
         features = features_of(source, settings["features"], (seed, number))
         head = probed_head(inputs, labels, features, start=features.T @ source)
         if then:
-            ends = {"fitted_at": 1e-10, "tolerance": 1e-8}
-            found.append(gradient_flow(inputs, labels, [features, head[:, None]], **ends).end)
+            found.append(
+                gradient_flow(
+                    inputs, labels, [features, head[:, None]], fitted_at=1e-10, tolerance=1e-8
+                ).end
+            )
         else:
             found.append(features @ head)
     return torch.stack(found)
@@ -157,7 +160,8 @@ def rank_correlation(
     ]
     if len(measure) < 3 or any(same):
         return float("nan")
-    return float(spearmanr(measure.numpy(), cost.numpy()).statistic)
+    found: Any = spearmanr(measure.numpy(), cost.numpy())
+    return float(found.statistic)
 
 
 def world_rows(
@@ -172,12 +176,11 @@ def world_rows(
     cost, own = risk(found, target, spectrum), risk(zero, target, spectrum)
     errors = (worlds.inputs @ found[..., None])[..., 0] - worlds.labels
     size, length = own.sqrt(), target.norm(dim=-1)
-    weighted = {"covariance": spectrum}
     measures = {
         "plain": task_distance(source, target) / length,
-        "weighted": task_distance(source, target, **weighted) / size,
-        "projected": task_distance(source, target, **weighted, span=worlds.span) / size,
-        "alignment": -task_alignment(source, target, **weighted),
+        "weighted": task_distance(source, target, covariance=spectrum) / size,
+        "projected": task_distance(source, target, covariance=spectrum, span=worlds.span) / size,
+        "alignment": -task_alignment(source, target, covariance=spectrum),
     }
     values = {
         ("test", "risk"): float(cost.mean()),
