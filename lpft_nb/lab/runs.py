@@ -53,13 +53,14 @@ def for_method(
 
 def _looks_at(scopes: frozenset[str], method: str, value: Any) -> bool:
     "Whether a run of the method looks at a parameter of these scopes that has this value."
+    stages = EVERY_METHOD.get(method, (method,))  # an experiment's own method is one stage
     looks = {
         "free": False,
         "each": False,
-        "training": EVERY_METHOD[method] != ("LP",),
-        "lora": "LoRA" in EVERY_METHOD[method],
+        "training": stages != ("LP",),
+        "lora": "LoRA" in stages,
         "layer": method in LAYER_METHODS,
-        "probe": "LP" in EVERY_METHOD[method],
+        "probe": "LP" in stages,
         "given": value is not None,
     }
     return all(looks[scope] for scope in scopes)
@@ -88,9 +89,9 @@ def settings_of(
 def run_axes(
     parameters: Parameters,
 ) -> tuple[list[str], list[str], list[str]]:  # names of type Each[Method], Each[Seed], Each[other]
-    "The parameters that ask for a run for each of their values."
+    "The parameters that ask for a run for each of their values; `methods` may have names of its own."
     axes = [name for name in type(parameters).model_fields if "each" in parameters.scopes(name)]
-    methods = [name for name in axes if parameters.item(name) == Method]
+    methods = [name for name in axes if name == "methods" or parameters.item(name) == Method]
     seeds = [name for name in axes if parameters.item(name) == Seed]
     return methods, seeds, [name for name in axes if name not in (*methods, *seeds)]
 

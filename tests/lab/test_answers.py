@@ -221,6 +221,75 @@ def test_a_sweep_is_a_slope_or_a_place_for_each_value(tmp_path):
     assert found.verdict.word == "supported"
 
 
+def worlds(folder, method="FT", seeds=4, **settings):
+    """Records of linear teachers whose risk is 10 by the depth, plus alpha, plus a tenth of the seed."""
+    used = {"depth": 1, "alpha": 1.0, "epsilon": 0.0} | settings
+    for seed in range(seeds):
+        value = 10 / (used["depth"] or 1e9) + used["alpha"] + 0.1 * seed
+        record = make_record(
+            experiment="linear_teachers", method=method, seed=seed, parameters=used,
+            task={"name": "linear-teachers", "fingerprint": f"{used}", "sizes": {"train": 5}},
+            model={"id": "linear"}, stages=[{"name": method}],
+            metrics=[dict(stage=method, split="test", metric="risk", value=value)],
+            surroundings=SURROUNDINGS,
+        )  # fmt: skip
+        write_record(record, None, folder / "linear_teachers")
+
+
+def of_worlds(of, minus=None, *, over=None, **said):
+    """A part about random worlds, of pairs (method, settings)."""
+    side = lambda pair: {"method": pair[0], "metric": "risk", "at": pair[1]}
+    sides = {"of": of, "minus": minus, "over": over}
+    given = {name: side(one) for name, one in sides.items() if one}
+    return {"says": "…", "experiment": "linear_teachers"} | given | said
+
+
+def test_worlds_are_compared_at_the_settings_that_a_side_names(tmp_path):
+    for alpha in (1.0, 2.0):
+        for depth in (1, 7, None):
+            worlds(tmp_path, alpha=alpha, depth=depth)
+    worlds(tmp_path, method="scratch")
+    said = of_worlds(("FT", {"depth": 7}), ("FT", {"depth": 1}), below=0)
+    found = answer(said, Grid(tmp_path))
+    assert (
+        list(found.table["place"]) == ["alpha 1", "alpha 2"] and found.verdict.word == "supported"
+    )
+    assert found.table["mean"].to_numpy() == pytest.approx([10 / 7 - 10] * 2)
+    assert (found.table["n"] == 4).all() and "alpha 2: −8.57" in places_text(said, found)
+    limit = of_worlds(("FT", {"depth": None}), over=("FT", {"depth": 1}), below=0.5)
+    (first, second) = answer(limit, Grid(tmp_path)).table.to_dict("records")
+    assert first["mean"] == pytest.approx(1.15 / 11.15) and second["mean"] == pytest.approx(
+        2.15 / 12.15
+    )
+    pair = of_worlds(
+        ("FT", {"depth": 1, "alpha": 2.0}), ("FT", {"depth": 7, "alpha": 1.0}), above=0
+    )
+    (row,) = answer(pair, Grid(tmp_path)).table.to_dict("records")
+    assert row["place"] == "random worlds" and row["mean"] == pytest.approx(12 - 1 - 10 / 7)
+    rival = of_worlds(("scratch", None), ("FT", None), at_least=0)
+    (row,) = answer(rival, Grid(tmp_path)).table.to_dict("records")  # the one world of both
+    assert row["mean"] == 0 and row["n"] == 4
+
+
+def test_a_world_that_one_side_lacks_is_no_place_and_few_seeds_cannot_tell(tmp_path):
+    worlds(tmp_path, alpha=1.0, depth=1), worlds(tmp_path, alpha=1.0, depth=7, seeds=2)
+    worlds(tmp_path, alpha=2.0, depth=1)
+    said = of_worlds(("FT", {"depth": 7}), ("FT", {"depth": 1}), below=0)
+    found = answer(said, Grid(tmp_path))
+    assert found.table[["place", "n", "aside"]].values.tolist() == [
+        ["random worlds", 2, "2 replicates"]
+    ]
+    assert found.verdict.word == "not testable"
+    none = answer(of_worlds(("FT", {"depth": 5}), below=0), Grid(tmp_path))
+    assert none.table.empty and none.verdict.word == "not testable"
+
+
+def test_a_side_that_leaves_a_setting_open_is_refused(tmp_path):
+    worlds(tmp_path, depth=1), worlds(tmp_path, depth=7)
+    with pytest.raises(ValueError, match="one number a seed"):
+        answer(of_worlds(("FT", {"depth": 7}), ("FT", None), below=0), Grid(tmp_path))
+
+
 def test_sides_that_never_differ_are_open_where_the_bound_is_strict(tmp_path):
     for seed in range(3):
         rows = [("FT", "test", "feature_change", 1.0)]
@@ -253,6 +322,17 @@ def test_what_no_record_holds_is_not_testable(folder):
         ({"above": 0, "experiment": "lpft"}, "lpft"),
         ({"above": 0, "of": {"method": "others", "metric": "accuracy"}}, "compared with"),
         ({"above": 0, "slope": "head_scale", "where": {"head_scale": [1]}}, "or slope"),
+        ({"above": 0, "of": {"method": "FT", "metric": "risk", "at": {"depth": 1}}}, "at which"),
+        ({"above": 0, "of": {"method": "scratch", "metric": "risk"}}, "scratch"),
+        ({"above": 0, "experiment": "linear_teachers", "slope": "depth"}, "with `at`"),
+        (
+            {
+                "above": 0,
+                "experiment": "linear_teachers",
+                "minus": {"method": "others", "metric": "risk"},
+            },
+            "others",
+        ),
     ],
 )
 def test_a_part_that_says_nothing_or_too_much_is_refused(change, message):
