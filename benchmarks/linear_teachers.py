@@ -12,11 +12,13 @@ import platform
 import resource
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from lpft_nb.intervals import confidence_interval
 from lpft_nb.linear_teachers import Design, isotropic_mean_risk, sample_risks
+from lpft_nb.store.cache import write_atomically
 
 
 def main() -> None:
@@ -25,6 +27,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--dimension", type=int, default=1000)
     parser.add_argument("--examples", type=int, default=100)
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/benchmarks/linear_teachers.json")
+    )
     given = parser.parse_args()
     design = Design(given.dimension, given.examples, alpha=2.0)
     start = time.perf_counter()
@@ -33,7 +38,10 @@ def main() -> None:
     tuned = frame[frame["predictor"] == "fine-tuned"]["value"].to_numpy()
     interval = confidence_interval(tuned, level=0.9999)
     law = isotropic_mean_risk(given.examples, given.dimension, 1.0)
-    record = vars(given) | {
+    record = {
+        "benchmark": "linear_teachers",
+        "command": f"python benchmarks/linear_teachers.py --draws {given.draws} "
+        f"--dimension {given.dimension} --examples {given.examples}",
         "seconds": round(seconds, 2),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "mean_risk": interval.mean,
@@ -45,7 +53,9 @@ def main() -> None:
         "machine": platform.machine(),
         "torch": version("torch"),
     }
-    print(json.dumps(record, indent=1))
+    text = json.dumps(record, indent=1) + "\n"
+    print(text, end="")
+    write_atomically(given.output, text.encode())
 
 
 if __name__ == "__main__":

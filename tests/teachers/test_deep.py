@@ -33,14 +33,14 @@ def generator(seed=0):
 # --- oracles
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=12)
 @given(
     st.integers(1, 4),
     st.integers(1, 6),
     st.integers(2, 6),
     st.booleans(),
     st.floats(0, 1),
-    st.sampled_from(["free", "multiple", "orthogonal"]),
+    st.sampled_from(["free", "multiple", "negative multiple", "orthogonal"]),
     st.integers(0, 300),
 )
 def test_the_flow_of_all_layers_ends_at_the_closed_form(
@@ -50,12 +50,15 @@ def test_the_flow_of_all_layers_ends_at_the_closed_form(
     target = {
         "free": target,
         "multiple": 0.6 * source,
+        "negative multiple": -0.7 * source,
         "orthogonal": target - source * (source @ target) / (source @ source),
     }[kind]
     span = span_of(inputs)
     seen = span.values[span.values > 0]
     assume(seen[-1] > 0.35 * seen[0])
     assume(depth == 1 or span.onto(target).norm() > 0.1)
+    # a path that comes near the saddle is slow, and its own tests follow it
+    assume(depth == 1 or "negative" not in kind or span.off(source).norm() > 0.3 * source.norm())
     start = start_weights(source, depth, width=2, generator=generator(seed))
     close(product(start), source)
     flow = gradient_flow(inputs, inputs @ target, start, fitted_at=1e-14, tolerance=1e-9)

@@ -60,9 +60,21 @@ def test_plain_numbers_keep_their_digits():
 
 
 @FEW
-@given(SIZES, st.booleans(), st.integers(0, 40), st.floats(0.05, 1.9))
-def test_every_step_of_descent(sizes, repeat, steps, share):
+@given(
+    SIZES,
+    st.booleans(),
+    st.integers(0, 40),
+    st.floats(0.05, 1.9),
+    st.sampled_from(["free", "zero", "orthogonal", "negative multiple"]),
+)
+def test_every_step_of_descent(sizes, repeat, steps, share, kind):
     inputs, _, source, target = world(*sizes, repeat=repeat)
+    source = {
+        "free": source,
+        "zero": torch.zeros_like(target),
+        "orthogonal": source - target * (source @ target) / (target @ target),
+        "negative multiple": -1.5 * target,
+    }[kind]
     span, labels = span_of(inputs), inputs @ target + 0.3 * randn(sizes[0], seed=99)
     rate = share * len(inputs) / span.values[0].square().item()
     predictor = source.clone()
