@@ -277,10 +277,13 @@ def with_fraction(
 
 def frozen_table(
     metrics: pd.DataFrame,  # as `load_results` returns them
-) -> pd.DataFrame:  # fraction, model, kind, layer, pooling, seed, and a column for each metric
+) -> pd.DataFrame:  # fraction, model, kind, layer, pooling, seed, and a column for each metric, such as accuracy on ood/other
     "One row for each share of the training set, kind of frozen features and seed."
     place = r"([\w ]+)/layer (\d+)/(\w+)"
     rows = with_fraction(metrics[metrics["stage"].str.fullmatch(place)])
+    shifted = rows["split"].astype(str).str.startswith("ood/")
+    told = rows["metric"].astype(str)
+    rows["metric"] = told.where(~shifted, told + " on " + rows["split"].astype(str))
     parts = rows["stage"].str.extract(place)
     rows["kind"], rows["layer"], rows["read"] = parts[0], parts[1].astype(int), parts[2]
     keys = ["fraction", "model", "kind", "layer", "read", "seed"]
