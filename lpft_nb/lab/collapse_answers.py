@@ -106,7 +106,7 @@ def _floor(grid: Grid, place: str, split: str) -> tuple[float, int]:
 
 
 def collapse_logits(
-    grid: Grid,
+    grid: Grid,  # whose folder holds them
 ) -> dict[tuple[str, str, str], dict[int, Judged]]:  # place such as "cb at 0.3"
     "What `read_logits` finds among the records of neural_collapse."
     suffix = lambda record: f" at {record['parameters']['fraction']:g}"
@@ -117,6 +117,7 @@ def correlation(
     cases: pd.DataFrame,  # of one place: case, seed, accuracy and the metrics
     metrics: list[str],  # one, or two whose correlations are subtracted
     accuracy: str,  # the column
+    *,
     floor: tuple[float, int] = (0.0, 0),  # share of the largest class, test examples
 ) -> dict[str, Any]:  # mean, low, high, n (seeds), aside
     "Rank correlation of metrics with the accuracy of a probe, over seeds and cases."
@@ -279,7 +280,7 @@ def _on_cases(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> list[di
             accuracy = "accuracy" if split == "test" else f"accuracy on {split}"
             for place, cases in cases_of(_frozen(whole), asked[0][0]).items():
                 floor = _floor(grid, str(whole["place"].iloc[0]), split)
-                number = correlation(cases, [one for _, one in asked], accuracy, floor)
+                number = correlation(cases, [one for _, one in asked], accuracy, floor=floor)
                 found.append({"place": f"{place or task}{name}"} | number)
     return found
 

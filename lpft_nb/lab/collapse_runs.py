@@ -80,7 +80,7 @@ def _kinds(model: "Classifier", fresh: list[int], seed: int) -> Iterator[Kind]:
 
 def source_kinds(
     model: "Classifier",  # with a head for the source; trained in place
-    source: "Task",
+    source: "Task",  # what it trains on
     *,
     epochs: list[int],  # numbers of epochs, rising
     seed: int,  # of the order
