@@ -267,6 +267,38 @@ MUTANTS = (
         "if True:",
         ("training/test_collapse_rows.py::test_a_resumed_training_keeps_the_rows_of_before",),
     ),
+    Mutant(
+        "ties in a drawn rank correlation count as below",
+        "lab/collapse_answers.py",
+        "(x[:, None] < x) + 0.5 * (x[:, None] == x)",
+        "(x[:, None] < x) + 1.0 * (x[:, None] == x)",
+        (
+            "lab/test_collapse_answers.py::test_a_drawn_rank_correlation_is_scipys_of_the_drawn_cases",
+        ),
+    ),
+    Mutant(
+        "all layers of a backbone are models",
+        "lab/collapse_answers.py",
+        '"models": table["last"],',
+        '"models": table["last"] | True,',
+        ("lab/test_collapse_answers.py::test_models_are_the_last_layers_of_all_backbones",),
+    ),
+    Mutant(
+        "a rate at the end at one share counts at all",
+        "lab/collapse_answers.py",
+        "share in (None, one[1])",
+        "True",
+        ("lab/test_collapse_answers.py::test_a_rate_at_an_end_counts_at_its_share_only",),
+    ),
+    Mutant(
+        "training texts of a share need not be the same for all methods",
+        "lab/comparisons.py",
+        'refuse_mixtures(of_seed, f"{folder}, {cell}, seed {seed}")',
+        "pass",
+        (
+            "lab/test_collapse_answers.py::test_other_texts_are_refused_but_for_shares_drawn_by_the_seed",
+        ),
+    ),
     # --- prepared heads
     Mutant(
         "smoothed targets leave out a class",

@@ -19,6 +19,7 @@ import torch
 from ..evidence import Verdict, crossed_interval, judge, slope, why_not
 from ..intervals import Interval
 from .cells import value_text
+from .collapse_answers import on_collapse
 from lpft_nb.lab.comparisons import (
     ON_EXAMPLES,
     TRAINING,
@@ -229,6 +230,8 @@ def answer(
         return Answer(judge({}, {}), pd.DataFrame(columns=columns))
     if comparison.experiment == "linear_teachers":
         found = _on_worlds(comparison, rows)
+    elif comparison.experiment == "neural_collapse":
+        found = on_collapse(grid, comparison, rows)
     elif comparison.experiment == "tangent_kernel":
         found = _on_kernels(grid, comparison, rows)
     elif comparison.slope or comparison.where:

@@ -7,6 +7,7 @@ __all__ = ['probe_rows', 'measure_choices']
 
 # %% ../../nbs/05c_feature_choice_in_code.ipynb #e1a020fd
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 def probe_rows(
     train: tuple[torch.Tensor, torch.Tensor],  # features (N, h), integers (N,) in 0..C-1
     test: tuple[torch.Tensor, torch.Tensor],  # (M, h), (M,)
+    shifted: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    | None = None,  # other test sets, by split
     *,
     stage: str,  # what the rows are about, such as "layer 3/mean"
     classes: int,  # C
@@ -33,9 +36,12 @@ def probe_rows(
 ) -> list[dict[str, Any]]:  # stage, split, metric, value
     "What a cross-validated probe does with these features."
     probe = fit_probe(*train, seed=seed, num_classes=classes)
-    right = probe.logits(test[0]).argmax(dim=1) == test[1]
-    values = {
-        ("test", "accuracy"): right.double().mean(),
+    judged = {"test": test} | dict(shifted or {})
+    right = {
+        split: probe.logits(one).argmax(dim=1) == truth for split, (one, truth) in judged.items()
+    }
+    values = {(split, "accuracy"): one.double().mean() for split, one in right.items()}
+    values |= {
         ("stage", "head_norm"): probe.weight.norm(),
         ("stage", "penalty"): probe.penalty,
         ("stage", "feature_norm"): train[0].double().norm(dim=1).mean(),

@@ -13,7 +13,16 @@ from scipy import stats
 from lpft_nb.collapse import collapse_statistics
 from lpft_nb.experiments import ParameterError, find_experiment
 from lpft_nb.intervals import rank_correlation
-from lpft_nb.lab.collapse_runs import cut_to, freshened, frozen_rows, frozen_table, with_fraction
+from lpft_nb.lab.collapse_runs import (
+    cut_to,
+    freshened,
+    frozen_rows,
+    frozen_table,
+    source_kinds,
+    with_fraction,
+)
+from lpft_nb.lab.feature_choice import probe_rows
+from lpft_nb.lab.saved_logits import last_logits
 from lpft_nb.linear_probe import fit_probe
 from lpft_nb.models.layers import LayerError, layer_features
 from lpft_nb.records import load_history, load_results, read_record
@@ -112,11 +121,93 @@ def test_the_plan_has_a_run_for_each_method_seed_and_share(task, tiny_checkpoint
     sizes = {(run.settings["fraction"], run.task["sizes"]["train"]) for run in runs}
     assert sizes == {(1.0, 12), (0.5, 6)}
     for run in runs:
-        assert ("poolings" in run.settings) == (run.method in ("LP", "LP-FT"))
+        frozen = run.method == "LP" and run.settings["fraction"] == 1
+        assert ("poolings" in run.settings) == ("fresh" in run.settings) == frozen
         assert ("layer" in run.settings) == (run.method in ("LayerFT", "SCL-FT"))
         assert [stage.name for stage in run.stages][-1] == run.method.removeprefix("LP-")
     with pytest.raises(ParameterError, match=r"fraction=1\.5: expected shares"):
         planned(task, **request, fraction=[1.5])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"source": "docstring-kind"}, "expected both, or neither"),
+        ({"source_epochs": [1]}, "expected both, or neither"),
+        ({"source_learning_rate": 1e-3}, "a rate with them only"),
+        ({"source": "toy", "source_epochs": [1]}, "expected another task"),
+        ({"source": "docstring-kind", "source_epochs": [4, 1]}, "expected numbers of epochs that rise"),
+    ],
+)  # fmt: skip
+def test_a_source_that_says_too_little_is_refused(task, tiny_checkpoint, given, message):
+    request = {"task": task.name, "model": str(tiny_checkpoint), "methods": ["LP"]}
+    with pytest.raises(ParameterError, match=message):
+        planned(task, **request, **given)
+
+
+def test_a_source_is_part_of_the_name_where_it_counts(task, tiny_checkpoint):
+    request = {"task": task.name, "model": str(tiny_checkpoint), "methods": ["LP", "FT"]}
+    plain = planned(task, **request, fraction=[1.0, 0.5])
+    more = planned(task, **request, fraction=[1.0, 0.5], source="docstring-kind", source_epochs=[1])
+    same = [one.name == two.name for one, two in zip(plain, more, strict=True)]
+    where = [run.method != "LP" or run.settings["fraction"] < 1 for run in plain]
+    assert same == where
+
+
+def test_checkpoints_along_another_task_are_kinds_with_the_collapse_of_both(task):
+    model, start = small(), small()
+    before = copy.deepcopy(model.state_dict())
+    kept = {}
+
+    def copied():
+        options = dict(learning_rate=1e-2, device="cpu", max_length=16)
+        for kind, made, first in source_kinds(start, task, epochs=[1, 3], seed=0, **options):
+            kept[kind] = copy.deepcopy(made)
+            yield kind, made, first
+
+    options = dict(poolings=["mean"], fresh=[1], max_length=16, seed=0)
+    frame = pd.DataFrame(frozen_rows(model, task, source=task, checkpoints=copied(), **options))
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    alone = pd.DataFrame(frozen_rows(model, task, **options))
+    own = frame[
+        ~frame["stage"].str.startswith("source") & ~frame["metric"].str.startswith("source")
+    ]
+    assert own.reset_index(drop=True).equals(alone)
+    labels = torch.tensor(list(task.train["label"]))
+    found = frame[frame["metric"] == "source_nc1"].set_index("stage")["value"]
+    assert set(found.index) == {
+        f"{kind}/layer 3/mean" for kind in ("pretrained", "source 1", "source 3")
+    }
+    for kind, made in {"pretrained": model, **kept}.items():
+        rows = layer_features(made, made.encode(task.train, 16), ["mean"])[3, "mean"]
+        expected = collapse_statistics(rows, labels)
+        place = f"{kind}/layer 3/mean"
+        assert found[place] == pytest.approx(expected["nc1"], rel=1e-6)
+        values = frame[frame["stage"] == place].set_index("metric")["value"]
+        assert values["nc1"] == pytest.approx(
+            expected["nc1"], rel=1e-6
+        )  # source and task are one here
+    assert found.nunique() == 3
+    assert set(frame[frame["stage"].str.startswith("source 3")]["stage"]) == {
+        "source 3/layer 3/mean"
+    }
+
+
+def test_a_probe_is_judged_on_shifted_sets_too():
+    generator = torch.Generator().manual_seed(0)
+    sides = [
+        (
+            torch.randn(30, 4, generator=generator) + torch.arange(30)[:, None] % 2,
+            torch.arange(30) % 2,
+        )
+        for _ in range(3)
+    ]
+    rows = probe_rows(*sides[:2], {"ood/other": sides[2]}, stage="x", classes=2, seed=0)
+    found = {(row["split"], row["metric"]): row["value"] for row in rows}
+    probe = fit_probe(*sides[0], seed=0, num_classes=2)
+    for split, (features, labels) in (("test", sides[1]), ("ood/other", sides[2])):
+        right = (probe.logits(features).argmax(dim=1) == labels).double().mean().item()
+        assert found[split, "accuracy"] == pytest.approx(right)
 
 
 def test_records_hold_frozen_features_and_what_training_left(toy_task, tiny_checkpoint, tmp_path):
@@ -137,7 +228,12 @@ def test_records_hold_frozen_features_and_what_training_left(toy_task, tiny_chec
         assert {"nc1", "nc1_quotient", "class_distance_variance"} <= set(part["metric"])
     table = frozen_table(metrics)
     kinds = table[table["fraction"] == 1.0]
-    assert len(kinds) == 3 + 1 + 3 and kinds[["nc1", "accuracy"]].notna().all().all()
+    assert len(kinds) == len(table) == 3 + 1 + 3  # shares below one have none
+    assert kinds[["nc1", "accuracy"]].notna().all().all()
+    for record, run in zip(records, runs, strict=True):
+        name, logits, truth = last_logits(record, run.path.parent)
+        assert name == record["method"] and logits["test"].shape == (6, 2)
+        assert truth["test"].tolist() == list(task.test["label"])
     last = kinds[(kinds["kind"] == "pretrained") & (kinds["layer"] == 2)].iloc[0]
     own = ends[(ends["method"] == "LP") & (ends["fraction"] == 1.0)]
     for metric, split in (("accuracy", "test"), ("nc1", "train")):
