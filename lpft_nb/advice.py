@@ -104,7 +104,7 @@ def _length(measures: HeadMeasures, target: float) -> int | None:
 
 # %% ../nbs/32a_advice.ipynb #8d2c84df
 def advise(
-    measures: HeadMeasures,
+    measures: HeadMeasures,  # as `measure_head` takes them
 ) -> HeadAdvice:
     "What the rule makes of some measures."
     one = measures
