@@ -168,7 +168,7 @@ def _check(model: Any, task: "Task", examples: int) -> None:
             f"expected examples of at least {task.num_labels}, one a class, got {examples!r}"
         )
 
-
+# %% ../nbs/32a_advice.ipynb #7e7b5c0f
 def measure_head(
     model: "Classifier",  # not changed
     task: "Task",  # only its training set is looked at
@@ -211,7 +211,7 @@ def measure_head(
         ft_ratio=ft_ratio(kernel.pretrain_effective, kernel.ft_effective, delta),
     )
 
-
+# %% ../nbs/32a_advice.ipynb #a7be3665
 def recommend_head(
     model: "Classifier",  # not changed
     task: "Task",  # only its training set is looked at

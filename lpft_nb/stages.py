@@ -370,11 +370,8 @@ def run_stages(
         minutes=math.inf if output is None else minutes_between_checkpoints,
     )
     extra = tuple(metric for metric in task.metrics if metric in ("matthews", "f1"))
-    described = describe_splits(
-        data.features,
-        data.features,
-        {split: torch.tensor(part.labels) for split, part in data.encoded.items()},
-    )
+    labels = {split: torch.tensor(part.labels) for split, part in data.encoded.items()}
+    described = describe_splits(data.features, data.features, labels)
     start: dict[str, Any] = dict(features=data.features, reference=data.features)
     start |= dict(described=described, stage="start", extra=extra)
     before, _, _ = measure(model, data.encoded, **start)

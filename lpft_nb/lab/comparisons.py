@@ -79,9 +79,7 @@ class Comparison:
         None  # of head_preparation: a number of the curve over the lengths of the probe
     )
     split: str = "test"  # ood: every shifted test set
-    slope: str | None = (
-        None  # a parameter; the number is the slope over the logarithm of its values
-    )
+    slope: str | None = None  # a parameter; the number is the slope over its logarithm
     where: Mapping[str, list[float]] = field(
         default_factory=dict
     )  # parameter -> values, each a place
