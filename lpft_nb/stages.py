@@ -41,6 +41,7 @@ from .training.head_stages import LinearProbe
 from .training.layer_stages import AddSkip, LayerFineTune, SkipConnectionFineTune, settle
 from .training.loop import is_head
 from lpft_nb.training.measuring import (
+    describe_splits,
     encode_splits,
     frozen_features,
     measure,
@@ -142,6 +143,7 @@ def _run_one(
     *,
     name: str,
     reference: dict[str, torch.Tensor],
+    described: dict[str, dict[str, float]],
     extra: tuple[str, ...],
     why: str,
 ) -> _Ending:
@@ -153,8 +155,10 @@ def _run_one(
     start = time.monotonic()
     history, facts = stage.run(model, data)
     features = _features_after(model, data)
+    known = described if features is reference else None  # the backbone has not moved
+    told: dict[str, Any] = dict(stage=name, extra=extra, described=known)
     rows, logits, no_temperature = measure(
-        model, data.encoded, features=features, reference=reference, stage=name, extra=extra
+        model, data.encoded, features=features, reference=reference, **told
     )
     costs = {
         "seconds": time.monotonic() - start,
@@ -269,6 +273,7 @@ def _run_in_order(
     data: StageData,
     *,
     start_key: str,
+    described: dict[str, dict[str, float]],
     folder: Path,
     extra: tuple[str, ...],
     processes: World,
@@ -290,6 +295,7 @@ def _run_in_order(
             key=key,
             processes=processes,
             reference=reference,
+            described=described,
             extra=extra,
             why=why,
         )
@@ -364,14 +370,11 @@ def run_stages(
         minutes=math.inf if output is None else minutes_between_checkpoints,
     )
     extra = tuple(metric for metric in task.metrics if metric in ("matthews", "f1"))
-    before, _, _ = measure(
-        model,
-        data.encoded,
-        features=data.features,
-        reference=data.features,
-        stage="start",
-        extra=extra,
-    )
+    labels = {split: torch.tensor(part.labels) for split, part in data.encoded.items()}
+    described = describe_splits(data.features, data.features, labels)
+    start: dict[str, Any] = dict(features=data.features, reference=data.features)
+    start |= dict(described=described, stage="start", extra=extra)
+    before, _, _ = measure(model, data.encoded, **start)
     before += [
         dict(stage="start", split=split, metric="truncated", value=float(part.truncated))
         for split, part in data.encoded.items()
@@ -382,6 +385,7 @@ def run_stages(
             model,
             data,
             start_key=_run_key(model, task, data, max_length=max_length),
+            described=described,
             folder=Path(output or scratch),
             extra=extra,
             processes=processes,

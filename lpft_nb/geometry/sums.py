@@ -7,7 +7,7 @@ __all__ = ['BLOCK', 'PAIRS', 'Undefined', 'check_rows', 'check_features', 'check
            'merged', 'feature_sums', 'sums_by_class']
 
 # %% ../../nbs/05e_feature_sums.ipynb #4dddf4d7
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -22,6 +22,17 @@ class Undefined(ValueError):
     "A statistic that these features do not have; the message says why."
 
 
+BLOCK = 512  # rows that are looked at, and float64, at a time
+
+
+def _of_each_row(
+    features: torch.Tensor,  # (N, h)
+    answer: Callable[[torch.Tensor], torch.Tensor],  # (n, h) -> (n,) bool
+) -> torch.Tensor:  # (N,) bool
+    "A yes or no for each row, a block at a time: a table of N h answers would be as large as the features."
+    return torch.cat([answer(rows) for rows in features.split(BLOCK)])
+
+
 def check_rows(
     features: "ArrayLike",  # (N, h) tensor or array of any floating type
     name: str = "features",  # how the error message calls it
@@ -32,12 +43,13 @@ def check_rows(
         raise ValueError(
             f"{name} must have shape (N, h) with N, h > 0, got {tuple(features.shape)}"
         )
-    if not features.isfinite().all():
-        bad = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    finite = _of_each_row(features, lambda rows: rows.isfinite().all(dim=1))
+    if not finite.all():
+        bad = (~finite).nonzero().flatten().tolist()
         raise ValueError(
             f"{name} hold NaN or infinity in {len(bad)} of {len(features)} rows, first {bad[:5]}"
         )
-    zero = (features == 0).all(dim=1).nonzero().flatten().tolist()
+    zero = _of_each_row(features, lambda rows: (rows == 0).all(dim=1)).nonzero().flatten().tolist()
     if zero:
         raise ValueError(
             f"{name} hold {len(zero)} zero vectors, which have no direction, first rows {zero[:5]}"
@@ -75,7 +87,6 @@ def unit_rows(
     return features / features.norm(dim=-1, keepdim=True)
 
 # %% ../../nbs/05e_feature_sums.ipynb #ee794db4
-BLOCK = 512  # rows that are float64 at a time
 PAIRS = {1: ((0, 0),), 2: ((0, 0), (0, 1), (1, 1))}  # of snapshots: features 0, reference 1
 
 
@@ -117,7 +128,7 @@ class FeatureSums:
         "Scatter about the mean of all examples, equation (eq-feature-scatter)."
         shifts = self.means - self.centres[:, None]
         between = (self.counts[:, None] * shifts[left]).T @ shifts[right]
-        return self.within[self.pairs.index((left, right))] + between
+        return between.add_(self.within[self.pairs.index((left, right))])
 
     def alone(
         self,
@@ -155,6 +166,9 @@ def _block(
         moves = torch.stack([distances, distances / lengths[1], (units[0] * units[1]).sum(dim=1)])
         moves = moves.sum(dim=1)
     pairs = PAIRS[len(rows)]
+    within = torch.empty(len(pairs), *2 * means.shape[2:], dtype=torch.float64)
+    for place, (l, r) in enumerate(pairs):
+        torch.mm(inner[l].T, inner[r], out=within[place])
     cubes = [torch.stack([squares[r] @ hats[l], squares[l] @ hats[r]]) for l, r in pairs]
     return FeatureSums(
         classes=classes,
@@ -164,7 +178,7 @@ def _block(
         units=units.sum(dim=1),
         norms=lengths.sum(dim=1),
         moves=moves,
-        within=torch.stack([inner[l].T @ inner[r] for l, r in pairs]),
+        within=within,
         cubes=torch.stack(cubes),
         fourths=torch.stack([squares[l] @ squares[r] for l, r in pairs]),
     )
@@ -235,7 +249,9 @@ def merge(
     counts, gap = count_1 + count_2, mean_2 - mean_1
     means = mean_1 + (count_2 / counts)[:, None] * gap
     weights = (count_1 * count_2 / counts)[:, None]
-    between = torch.stack([(weights * gap[l]).T @ gap[r] for l, r in first.pairs])
+    within = first.within + second.within
+    for place, (l, r) in enumerate(first.pairs):
+        within[place] += (weights * gap[l]).T @ gap[r]
     centres = torch.einsum("c,sch->sh", counts / counts.sum(), means)
     (cube_1, fourth_1), (cube_2, fourth_2) = (_about(s, centres) for s in (first, second))
     return FeatureSums(
@@ -246,7 +262,7 @@ def merge(
         units=first.units + second.units,
         norms=first.norms + second.norms,
         moves=first.moves + second.moves,
-        within=first.within + second.within + between,
+        within=within,
         cubes=cube_1 + cube_2,
         fourths=fourth_1 + fourth_2,
     )
@@ -270,8 +286,8 @@ def _blocks(
     "The sums of each block of rows."
     for start in range(0, len(sides[0]), BLOCK):
         part = slice(start, start + BLOCK)
-        rows = torch.stack([side[part].double() for side in sides])
-        yield _block(rows, None if labels is None else labels[part])
+        groups = None if labels is None else labels[part]
+        yield _block(torch.stack([side[part].double() for side in sides]), groups)
 
 
 def feature_sums(

@@ -31,6 +31,7 @@ from lpft_nb.lab.comparisons import (
     of_runs,
     read_comparison,
 )
+from .preparation_answers import on_preparations
 from ..store.cache import canonical_json
 from ..store.names import METHODS
 
@@ -232,6 +233,8 @@ def answer(
         found = _on_worlds(comparison, rows)
     elif comparison.experiment == "neural_collapse":
         found = on_collapse(grid, comparison, rows)
+    elif comparison.experiment == "head_preparation":
+        found = on_preparations(grid, comparison, rows)
     elif comparison.experiment == "tangent_kernel":
         found = _on_kernels(grid, comparison, rows)
     elif comparison.slope or comparison.where:
@@ -273,7 +276,7 @@ def places_text(
     if isinstance(comparison, str) or found.table.empty:
         return found.verdict.places
     scale = 100 if comparison.of.metric in ON_EXAMPLES else 1
-    sign = "+" if comparison.minus or comparison.slope else ""
+    sign = "+" if comparison.minus or comparison.slope or comparison.curve == "inner_gain" else ""
 
     near_one = comparison.over is not None  # 1.003 and 0.998 are not both 1
 

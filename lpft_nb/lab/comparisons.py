@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ON_EXAMPLES', 'EXPERIMENTS', 'BY_SETTINGS', 'Judged', 'TRAINING', 'Sample', 'Side', 'Comparison', 'read_comparison',
-           'Grid', 'read_logits', 'of_examples', 'of_runs', 'Number', 'number_of']
+           'Grid', 'end_is_no_worse', 'read_logits', 'of_examples', 'of_runs', 'Number', 'number_of']
 
 # %% ../../nbs/48a_comparisons.ipynb #b4beffae
 import json
@@ -30,6 +30,7 @@ from lpft_nb.evidence import (
     refuse_mixtures,
 )
 from ..intervals import Interval
+from .head_preparation import AXES, check_curve
 from .saved_logits import last_logits
 from .sweep_figures import tries_table
 from .teacher_runs import ESTIMATORS
@@ -52,6 +53,7 @@ EXPERIMENTS = {  # whose records answer -> the methods that its runs may have
     "lp_ft": tuple(METHODS),
     "tangent_kernel": tuple(METHODS),
     "head_scale": tuple(METHODS),
+    "head_preparation": ("LP-FT", "LP-LoRA"),
     "linear_teachers": ESTIMATORS,
     "neural_collapse": tuple(EVERY_METHOD),
 }
@@ -75,10 +77,11 @@ class Comparison:
     minus: Side | None = None
     over: Side | None = None
     experiment: str = "lp_ft"  # or another of EXPERIMENTS
-    split: str = "test"  # ood: every shifted test set
-    slope: str | None = (
-        None  # a parameter; the number is the slope over the logarithm of its values
+    curve: str | None = (
+        None  # of head_preparation: a number of the curve over the lengths of the probe
     )
+    split: str = "test"  # ood: every shifted test set
+    slope: str | None = None  # a parameter; the number is the slope over its logarithm
     where: Mapping[str, list[float]] = field(
         default_factory=dict
     )  # parameter -> values, each a place
@@ -129,6 +132,14 @@ def read_comparison(
         raise ValueError(
             f"{said}: `others` is what something is compared with; one parameter in where, or slope"
         )
+    prepared = found.experiment == "head_preparation"
+    alone = not (found.minus or found.over or found.slope or found.where) and found.split == "test"
+    if prepared != (found.curve is not None) or (prepared and not alone):
+        raise ValueError(
+            f"{said}: a part about head_preparation, and no other, says with `curve` what it asks of one method's lengths"
+        )
+    if prepared:
+        check_curve(str(found.curve), found.of.metric)
     if all(one is None for one in (found.above, found.below, found.at_least, found.at_most)):
         raise ValueError(f"{said}: expected one of above, below, at_least, at_most")
     if found.minus and found.over:
@@ -185,7 +196,7 @@ class Grid:
             (self.place(str(row["task"]), str(row["model"])), str(row["method"]))
             for _, tried in table.groupby(["task", "model", "method"])
             for row in tried.head(1).to_dict("records")
-            if _end_is_no_worse(tried)
+            if end_is_no_worse(tried)
         }
 
     def place(
@@ -198,7 +209,9 @@ class Grid:
         return task if name == self.model else f"{task}, {name}"
 
 # %% ../../nbs/48a_comparisons.ipynb #3c460c8b
-def _end_is_no_worse(tried: pd.DataFrame) -> bool:
+def end_is_no_worse(
+    tried: pd.DataFrame,  # rows of `tries_table`, of one cell
+) -> bool:
     "Whether the smallest or the largest rate has a validation accuracy no lower than the chosen one's."
     rates = tried["learning_rate"].astype(float)
     ends = tried[rates.isin([rates.min(), rates.max()])]
@@ -214,6 +227,8 @@ def _refuse_mixed(runs: pd.DataFrame, experiment: str, *, folder: Path) -> None:
         settings = list(runs["parameters"])
     if experiment == "neural_collapse":
         settings = [f"{one['fraction']:g}" for one in used]
+    if experiment == "head_preparation":  # or a way to prepare the head
+        settings = [str([one.get(axis) for axis in AXES]) for one in used]
     cells = [f"{place} {one}" for place, one in zip(runs["place"], settings, strict=True)]
     drawn = [one.get("fraction", 1) < 1 for one in used]  # a seed has training texts of its own
     for (cell, of_share), of_one in runs.groupby([np.array(cells), np.array(drawn)]):

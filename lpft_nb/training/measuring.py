@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weights_hash', 'encode_splits', 'encode_split', 'split_features', 'frozen_features', 'classes_may_lack',
-           'head_logits', 'class_statistics', 'measure']
+           'head_logits', 'class_statistics', 'describe_splits', 'measure']
 
 # %% ../../nbs/10a_measuring.ipynb #7c2b5169
 import contextlib
@@ -201,6 +201,20 @@ def class_statistics(
         values |= {"class_distance_variance": class_distance_variance(sums)}
     return values
 
+# %% ../../nbs/10a_measuring.ipynb #473e8cc0
+def describe_splits(
+    features: Mapping[str, torch.Tensor],  # by split, (N, h)
+    reference: Mapping[str, torch.Tensor],  # by split, (N, h): of the same examples before
+    labels: Mapping[str, torch.Tensor],  # by split, (N,) integers
+) -> dict[str, dict[str, float]]:  # by split: name -> value
+    "What is said of features alone, whatever the head: where they lie, how far they moved, how the classes stand apart."
+    found = {}
+    for split, rows in features.items():
+        found[split] = feature_statistics(rows, reference[split])
+        if labels[split].unique().numel() > 1:
+            found[split] |= class_statistics(rows, labels[split])
+    return found
+
 # %% ../../nbs/10a_measuring.ipynb #ce6af276
 def measure(
     model: "Classifier",  # as the stage leaves it
@@ -210,20 +224,21 @@ def measure(
     reference: Mapping[str, torch.Tensor],  # by split, (N, h): of the pre-trained model
     stage: str,  # its name
     extra: tuple[str, ...] = (),  # metrics beyond the usual: matthews, f1
+    described: Mapping[str, dict[str, float]]
+    | None = None,  # of these features, as `describe_splits` gives it; None: now
 ) -> tuple[list[dict], dict[str, torch.Tensor], str]:  # rows; logits (N, C); why no temperature
     "Tidy metric rows of a stage's end, the logits by split, and why no temperature could be fitted, or ''."
     rows, logits = [], {}
     labels = {split: torch.tensor(data.labels) for split, data in encoded.items()}
+    if described is None:
+        described = describe_splits(features, reference, labels)
     for split in encoded:
         logits[split] = head_logits(model, features[split])
         with classes_may_lack(split):
             values = classification_metrics(logits[split], labels[split], extra=extra)
         if split == "train":
             values["energy"] = energy(logits[split], labels[split])
-        values |= feature_statistics(features[split], reference[split])
-        if labels[split].unique().numel() > 1:
-            values |= class_statistics(features[split], labels[split])
-        rows += metric_rows(stage, split, values)
+        rows += metric_rows(stage, split, values | described[split])
     calibration, reason = calibration_rows(stage, logits, labels)
     rows += metric_rows(stage, "stage", {"head_norm": head_norm(model)})
     return rows + calibration, logits, reason
