@@ -90,7 +90,8 @@ def cases_of(
     }[kind]
     table = table[kept]
     names = ["model", "kind", "layer", "pooling"]
-    table = table.assign(case=table[names].astype(str).agg("/".join, axis=1))
+    cases = ["/".join(map(str, row)) for row in table[names].itertuples(index=False)]
+    table = table.assign(case=cases)
     if kind == "models":
         return {"": table}
     return {str(place): part for place, part in table.groupby("place", sort=True)}
