@@ -190,7 +190,9 @@ def measure_head(
     start = {"weight": model.head.weight.detach()} | (
         {} if bias is None else {"bias_init": bias.detach()}
     )
-    walk = probe_path(features, labels, LONGEST, rate, **options, **start).history["energy"]
+    walk = probe_path(
+        features, labels, epochs=LONGEST, learning_rate=rate, **options, **start
+    ).history["energy"]
     probed = copy.deepcopy(model).eval()
     set_head(probed, fit.weight, fit.bias)
     few = take(task, examples).train
