@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ALL_SOLVERS', 'ILL_CONDITIONED', 'check_scores', 'per_logit_accuracy', 'class_accuracy', 'KernelMachine',
            'check_solver', 'held_out_accuracies', 'stratified_folds', 'choose_penalty', 'system_condition',
-           'fit_kernel_machine', 'kernel_regression', 'IllConditionedKernel', 'PENALTIES', 'Problem', 'SOLVERS',
-           'build_problem', 'fit_rows']
+           'fit_kernel_machine', 'kernel_regression', 'Examples', 'GridFit', 'fit_on_development',
+           'IllConditionedKernel', 'PENALTIES', 'Problem', 'SOLVERS', 'build_problem', 'fit_rows']
 
 # %% ../nbs/24_kernel_machines.ipynb #d429fdf9
 import math
@@ -17,6 +17,9 @@ import pandas as pd
 import torch
 
 from .decomposition import apply_kernel
+from .kernel_grid import Examples as Examples
+from .kernel_grid import GridFit as GridFit
+from .kernel_grid import fit_on_development as fit_on_development
 from .kernel_solvers import PENALTIES as PENALTIES
 from .kernel_solvers import ROW_PENALTIES as ROW_PENALTIES
 from .kernel_solvers import SOLVERS as SOLVERS
@@ -40,7 +43,17 @@ from .kernel_solvers import turned as turned
 from .metrics import check_labels
 from .store.names import one_of
 
-_all_ = ["IllConditionedKernel", "PENALTIES", "Problem", "SOLVERS", "build_problem", "fit_rows"]
+_all_ = [
+    "Examples",
+    "GridFit",
+    "fit_on_development",
+    "IllConditionedKernel",
+    "PENALTIES",
+    "Problem",
+    "SOLVERS",
+    "build_problem",
+    "fit_rows",
+]
 
 # %% ../nbs/24_kernel_machines.ipynb #e14e0ef1
 def check_scores(

@@ -499,7 +499,54 @@ MUTANTS = (
         "result.div_(self.dimension)",
         ("kernel/test_projection.py::test_projection_is_unbiased_and_its_variance_falls",),
     ),
+    Mutant(
+        "a tensor that is rounding as a whole keeps its signs",
+        "kernel/signs.py",
+        "torch.where(one.largest <= threshold * overall, everything, threshold * one.largest)",
+        "threshold * one.largest",
+        (
+            "kernel/test_signs.py::test_the_share_taken_away_names_the_biases_of_keys_and_nothing_else",
+        ),
+    ),
+    Mutant(
+        "the asymmetric kernel takes the signs of the left side too",
+        "kernel/signs.py",
+        'if side == 0 and self.formula == "asymmetric_signgd":',
+        "if False:",
+        ("kernel/test_signs.py::test_laws_of_the_asymmetric_kernel",),
+    ),
+    Mutant(
+        "signs of an embedding's uses are added, not the sign of their sum",
+        "kernel/signs.py",
+        "sign_in_place(values.flatten(0, 1), limits)",
+        "values.flatten(0, 1)",
+        ("kernel/test_signs.py::test_products_of_every_kind",),
+    ),
+    Mutant(
+        "signs are added up in the model's type",
+        "tangent_kernel.py",
+        "dtype = weight.dtype if work.signs is None else torch.float64",
+        "dtype = weight.dtype",
+        (
+            "kernel/test_signs.py::test_signs_are_exact_to_the_last_bit_also_in_float32",
+            "kernel/test_signs.py::test_the_type_of_signs",
+        ),
+    ),
     # --- instruments
+    Mutant(
+        "the start is added to the scores but not taken from the targets",
+        "kernel_grid.py",
+        "alpha = vectors @ (spectrum * (wanted - known / scale))",
+        "alpha = vectors @ (spectrum * wanted)",
+        ("test_kernel_grid.py::test_least_squares_solves_its_system_at_every_point",),
+    ),
+    Mutant(
+        "the two machines of the asymmetric system are exchanged",
+        "kernel_grid.py",
+        "alpha = answers * (right.T @ ((q / gamma - sigma * p) / gap))",
+        "alpha = answers * (right.T @ ((p / gamma - sigma * q) / gap))",
+        ("test_kernel_grid.py::test_the_asymmetric_machine_solves_its_system_at_every_point",),
+    ),
     Mutant(
         "the FT ratio is taken over P's part",
         "decomposition.py",

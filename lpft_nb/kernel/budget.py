@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from .contractions import Way, flops_by_tokens, flops_by_writing_out
 from .gradient_factors import KernelError, kernel_parameters
 from .packing import block_sizes, gemm_rate, gram_flops, held_bytes, packed
 from .plan import Part, Plan, Probe
@@ -141,10 +142,12 @@ def make_plan(
     *,
     memory: int,  # bytes, over the starting point
     shares: int,  # into how many shares F is split
+    kept: int = 0,  # bytes that a formula keeps besides, all the time
+    ways: tuple[Way, ...] = (flops_by_tokens, flops_by_writing_out),  # of contracting a matrix
 ) -> Plan:
     "Share the budget out: kernels first, then a workspace, the graph of one forward pass, and the pieces held."
     weight, lengths = model.head.weight, [side.lengths for side in sides]
-    fixed = fixed_bytes(
+    fixed = kept + fixed_bytes(
         sides,
         classes=model.head.out_features,
         shares=shares,
@@ -157,7 +160,7 @@ def make_plan(
     shown, repeats = together(lengths, blocks)
     passes = packed(probed.parts, shown, room.held)
     largest = max((pass_bytes(one_pass, shown) for one_pass in passes), default=0.0)
-    flops = gram_flops(probed, lengths)
+    flops = gram_flops(probed, lengths, ways)
     tokens = sum(float(side.sum()) for side in lengths)
     arithmetic = flops / gemm_rate(weight.device, weight.dtype)
     return Plan(

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from .contractions import flops_by_tokens, flops_by_writing_out
+from .contractions import Way, flops_by_tokens, flops_by_writing_out
 from .gradient_factors import Factors, Vectors
 from .plan import Part, Probe
 
@@ -54,6 +54,7 @@ def stretched(
 def gram_flops(
     probed: Probe,  # its pieces have the shapes
     sides: list[torch.Tensor],  # (N,) real tokens of each example, for one side or two
+    ways: tuple[Way, ...] = (flops_by_tokens, flops_by_writing_out),  # the cheapest is taken
 ) -> float:
     "Multiplications and additions of all inner products of matrix gradients and of vectors; table rows cost next to nothing."
     total = 0.0
@@ -61,7 +62,7 @@ def gram_flops(
         if isinstance(found, Factors):
             left = stretched(found, sides[0], probed.tokens)
             right = stretched(found, sides[1], probed.tokens) if len(sides) > 1 else None
-            total += min(flops_by_tokens(left, right), flops_by_writing_out(left, right))
+            total += min(way(left, right) for way in ways)
         elif isinstance(found, Vectors):
             _, classes, size = found.gradient.shape
             total += len(sides) * float(len(sides[0]) * len(sides[-1])) * classes**2 * size
