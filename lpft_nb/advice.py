@@ -187,7 +187,7 @@ def measure_head(
     fit = fit_logistic(features, labels, validation.best_penalty, **options)
     scores = fit.logits(features)
     rate = 0.9 * stable_learning_rate(features, classes, bias=bias is not None)
-    start = {"weight": model.head.weight.detach()} | (
+    start: dict[str, Any] = {"weight": model.head.weight.detach()} | (
         {} if bias is None else {"bias_init": bias.detach()}
     )
     walk = probe_path(

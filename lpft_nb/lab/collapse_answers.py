@@ -154,7 +154,7 @@ def _weights(comparison: Comparison, shares: list[float]) -> dict[float, float]:
         line = slope(np.log10(shares))
         unit = np.eye(len(shares))
         return {share: float(line(*unit[place])) for place, share in enumerate(shares)}
-    named = {(side.at or {}).get("fraction") for side in comparison.sides}
+    named: set[Any] = {(side.at or {}).get("fraction") for side in comparison.sides}
     if len(named) != 1 or None in named:
         raise ValueError(
             f"{comparison.sides}: expected one share for all sides, at: {{fraction: 1}}, or slope: fraction"
@@ -173,7 +173,8 @@ def _table(
             for seed, (one, truth, _) in runs.items()
         }
     values = of_runs(rows[(rows["place"] == place) & (rows["fraction"] == share)], side, split)
-    return {int(seed): np.array([value], dtype=float) for seed, value in values.items()}
+    seeds = values.index.tolist()
+    return {seed: np.array([value]) for seed, value in zip(seeds, values.tolist(), strict=True)}
 
 
 def share_number(
@@ -195,7 +196,9 @@ def share_number(
             for share, weight in _weights(comparison, shares).items()
         ]
         seeds = set.intersection(*(set(one) for _, one in parts))
-        summed = {seed: sum(weight * one[seed] for weight, one in parts) for seed in seeds}
+        summed = {
+            seed: np.sum([weight * one[seed] for weight, one in parts], axis=0) for seed in seeds
+        }
         sides.append({seed: one.round(12) for seed, one in summed.items()})  # equal parts cancel
     seeds = sorted(set.intersection(*(set(one) for one in sides)))
     if not seeds:
@@ -223,16 +226,15 @@ def collapse_ends(
     evaluated = grid.of("neural_collapse").drop_duplicates("run_id")
     evaluated = with_fraction(evaluated).assign(rate=rate(evaluated))
     found = set()
-    for (place, share, method), tried in tries.groupby(
-        ["place", "fraction", "method"], observed=True
-    ):
+    for (place, _, method), tried in tries.groupby(["place", "fraction", "method"], observed=True):
+        share = tried["fraction"].iloc[0].item()
         means = tried.groupby("rate")["value"].mean()
         mine = (evaluated["place"] == place) & (evaluated["fraction"] == share)
         chosen = evaluated[mine & (evaluated["method"] == method)]["rate"]
         chosen = means[means.index.isin(chosen)]
         ends = max(means.iloc[0], means.iloc[-1])
         if len(means) > 1 and len(chosen) and ends >= chosen.max():
-            found.add((str(place), float(share), str(method)))
+            found.add((str(place), share, str(method)))
     return found
 
 # %% ../../nbs/33c_collapse_answers.ipynb #1c3ceefe

@@ -169,7 +169,9 @@ def _source_of(settings: dict[str, Any]) -> "Task | None":
     )
 
 
-def _rows_of(run: Run, model: "Classifier", task: "Task") -> tuple[list[dict], dict[str, Any]]:
+def _rows_of(
+    run: Run, model: "Classifier", task: "Task"
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "All rows of frozen features, and what the record says of the source."
     settings, source, checkpoints = run.settings, _source_of(run.settings), iter(())
     names = ("poolings", "fresh", "max_length")

@@ -261,7 +261,9 @@ def _metrics(grid: Grid, experiment: str) -> pd.DataFrame:
 def read_logits(
     grid: Grid,  # whose tasks count
     experiment: str,  # such as lp_ft
-    suffix: Callable[[dict], str],  # of a record -> what its place is called behind task and model
+    suffix: Callable[
+        [dict[str, Any]], str
+    ],  # of a record -> what its place is called behind task and model
 ) -> dict[
     tuple[str, str, str], dict[int, Judged]
 ]:  # (method, place, split) -> seed -> logits, labels, scaled
