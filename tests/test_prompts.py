@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from kernel_oracle import assert_exact
 from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from lpft_nb.classifier import Classifier, logits_of
 from lpft_nb.models.checkpoints import ClassifierError
@@ -314,15 +314,20 @@ def test_wrong_inputs_are_refused_by_name():
 
 
 def test_a_decoder_that_bends_its_scores_is_refused():
-    model = language_model("gpt2")
-    plain = model.forward
-
-    def bent(*given, **named):
-        output = plain(*given, **named)
-        output.logits = torch.tanh(output.logits)
-        return output
-
-    model.forward = bent
+    config = Gemma2Config(
+        vocab_size=128,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=0,
+        final_logit_softcapping=1.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ClassifierError, match="cannot be prompted"):
         prompted(model)
 
