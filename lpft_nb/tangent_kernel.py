@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'SPLITS', 'label_of', 'check_batch', 'check_request', 'check_parts', 'check_formula', 'check_finite',
-           'working_copy', 'prepared', 'empty_shares', 'computed', 'gram_of', 'tangent_kernel', 'TangentKernel',
-           'LinearizedModel', 'as_matrix', 'block', 'flipped', 'FORMULAS', 'trace_over_classes', 'KernelError']
+           'working_copy', 'prepared', 'empty_shares', 'take_out_head_use', 'computed', 'gram_of', 'tangent_kernel',
+           'TangentKernel', 'LinearizedModel', 'as_matrix', 'block', 'flipped', 'FORMULAS', 'trace_over_classes',
+           'KernelError']
 
 # %% ../nbs/21a_computing_the_kernel.ipynb #65cfd871
 import copy
@@ -33,6 +34,7 @@ from .kernel.signs import FORMULAS as FORMULAS
 from .kernel.signs import THRESHOLD, Signs, sign_features
 from .kernel.streaming import Work, unchanged, within_memory
 from .linearized import LinearizedModel as LinearizedModel
+from .models.language_heads import TiedHead
 from .store.cache import content_hash, parse_size, versions
 from .store.machine import World
 from .store.names import one_of
@@ -220,6 +222,24 @@ def empty_shares(
         for label in dict.fromkeys(work.labels.values())
     }
 
+# %% ../nbs/21a_computing_the_kernel.ipynb #21a17002
+def take_out_head_use(
+    model: "Classifier",  # with any head
+    shares: dict[str, torch.Tensor],  # share -> (N, C, M, C); changed in place
+    *,
+    labels: dict[str, str],  # parameter of the backbone -> its share
+    gram: torch.Tensor,  # (N, M): ⟨φ, φ'⟩, + 1 where b trains
+) -> None:
+    "Where V is rows of the embeddings, subtract P from the share that holds them; else nothing."
+    if not isinstance(model.head, TiedHead):
+        return
+    table, bias = model.head.table, model.head.bias
+    held = [name for name, own in kernel_parameters(model).items() if own is table]
+    products = gram - 1 if bias is not None and bias.requires_grad else gram
+    for name in held:
+        for c in range(model.head.out_features):
+            shares[labels[name]][:, c, :, c] -= products
+
 # %% ../nbs/21a_computing_the_kernel.ipynb #72ec3591
 def computed(
     work: Work,  # the kernel to compute
@@ -286,6 +306,11 @@ def tangent_kernel(
     batch_b = None if batch_b is None else as_batch(model, batch_b)
     check_request(model, batch_a, batch_b, by=by)
     check_formula(formula, threshold, relative_error)
+    if formula != "sgd" and isinstance(model.head, TiedHead):
+        raise KernelError(
+            f"formula={formula!r}: expected a head of its own, got rows of the embeddings, whose sign "
+            "is that of both uses together; call untie() on the model, or take formula='sgd'"
+        )
     asked = {"by": by, "requested_error": relative_error, "seed": seed, "formula": formula}
     asked |= {} if formula == "sgd" else {"threshold": threshold}
     description = describe(model, batch_a, batch_b) | asked
@@ -303,9 +328,11 @@ def tangent_kernel(
     )
     shares, plan = computed(work, memory, directory, description=description)
     signs = work.signs
+    gram = gram_of(work, plan.chunk)
+    take_out_head_use(model, shares, labels=work.labels, gram=gram)
     counts = {} if signs is None else {"zeroed_share": signs.zeroed_share, "zeroed": signs.zeroed}
     kernel = TangentKernel(
-        gram=gram_of(work, plan.chunk),
+        gram=gram,
         shares=shares,
         classes=work.classes,
         description=description | counts,

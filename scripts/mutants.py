@@ -138,8 +138,8 @@ MUTANTS = (
     Mutant(
         "merging forgets the gap between two means",
         "geometry/sums.py",
-        "within=first.within + second.within + between,",
-        "within=first.within + second.within,",
+        "+= (weights * gap[l]).T @ gap[r]",
+        "+= 0 * (weights * gap[l]).T @ gap[r]",
         ("geometry/test_sums.py::test_batches_merge_to_the_whole",),
     ),
     Mutant(
@@ -233,8 +233,8 @@ MUTANTS = (
     Mutant(
         "a skip starts a layer too early",
         "models/fine_tuned.py",
-        "pool(output.hidden_states[config.skip], mask",
-        "pool(output.hidden_states[config.skip - 1], mask",
+        "read(output.hidden_states[config.skip])",
+        "read(output.hidden_states[config.skip - 1])",
         ("models/test_layers.py::test_a_skip_adds_what_the_block_gives_to_the_features",),
     ),
     Mutant(
@@ -726,6 +726,50 @@ MUTANTS = (
         "difference = span.off(difference)",
         "difference = difference.clone()",
         ("teachers/test_task_similarity.py::test_distances_by_hand_and_as_a_risk",),
+    ),
+    Mutant(
+        "a prompt's padding may be its gap",
+        "models/language_heads.py",
+        ' & (batch["attention_mask"] != 0)',
+        "",
+        (
+            "models/test_language_heads.py::test_the_gap_is_found_on_either_side_of_padding_and_must_be_one",
+        ),
+    ),
+    Mutant(
+        "P stays in the share of tied embeddings and counts twice",
+        "tangent_kernel.py",
+        "shares[labels[name]][:, c, :, c] -= products",
+        "shares[labels[name]][:, c, :, c] -= 0 * products",
+        ("test_prompts.py::test_logits_and_kernel_are_the_language_models",),
+    ),
+    Mutant(
+        "a tied head gives each label word the features of the first",
+        "models/language_heads.py",
+        "cotangent[..., None] * features[:, None, None]",
+        "cotangent[..., None] * features[:1, None, None]",
+        ("test_prompts.py::test_logits_and_kernel_are_the_language_models",),
+    ),
+    Mutant(
+        "a causal prompt is read at the token that the tokenizer appends",
+        "prompts.py",
+        "{name: ids[: last + 1] for name, ids in example.items()}",
+        "{name: ids[: last + 2] for name, ids in example.items()}",
+        ("test_prompts.py::test_logits_and_kernel_are_the_language_models",),
+    ),
+    Mutant(
+        "tokens of one template serve another",
+        "training/measuring.py",
+        "[model.config.template, model.config.gap_id]",
+        "[model.config.gap_id]",
+        ("test_prompts.py::test_tokens_kept_for_one_template_do_not_serve_another",),
+    ),
+    Mutant(
+        "the bias of the label words is left behind",
+        "models/prompted.py",
+        "head.bias.copy_(parts.bias)",
+        "head.bias.copy_(0 * parts.bias)",
+        ("test_prompts.py::test_logits_and_kernel_are_the_language_models",),
     ),
 )
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Piece', 'KernelError', 'check_model', 'kernel_parameters', 'owners', 'rule_of', 'inputs_first', 'rules_of', 'Use',
            'recorded', 'tokens', 'class_cotangents', 'keep_active', 'Factors', 'Rows', 'Vectors', 'no_gradients',
-           'normalised', 'piece', 'masked_ids', 'cropped', 'gradient_pieces', 'check_uses', 'explicit_gradients',
+           'normalised', 'piece', 'rows_used', 'cropped', 'gradient_pieces', 'check_uses', 'explicit_gradients',
            'dense']
 
 # %% ../../nbs/20_gradient_factors.ipynb #7dcb3c41
@@ -20,6 +20,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..models.backbones import move_padding_right
+from ..models.language_heads import TiedHead
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -80,8 +81,9 @@ def owners(
     "Which modules hold each parameter: more than one where it is shared."
     named = {id(p): n for n, p in model.backbone.named_parameters() if n in names}
     found = {name: [] for name in names}
-    for module in model.backbone.modules():
-        for parameter in module.parameters(recurse=False):
+    for module in (*model.backbone.modules(), model.head):
+        tied = isinstance(module, TiedHead)
+        for parameter in [module.table] if tied else module.parameters(recurse=False):
             if id(parameter) in named and module not in found[named[id(parameter)]]:
                 found[named[id(parameter)]].append(module)
     return found
@@ -92,6 +94,8 @@ def rule_of(
     parameter: nn.Parameter,  # one of its own
 ) -> str:
     "How a parameter's gradient is built from what a module saw: 'matrix', 'rows', 'shift', 'scale' or 'explicit'."
+    if isinstance(module, TiedHead):
+        return "rows"
     kind = next(name for name, own in module.named_parameters(recurse=False) if own is parameter)
     if isinstance(module, nn.Embedding):
         return (
@@ -276,26 +280,28 @@ def piece(
                 ),
             )
         )
+    if rule == "rows":
+        ids, rows = zip(*(rows_used(use, cotangent) for use, cotangent in used), strict=True)
+        return Rows(*keep_active(torch.cat(ids, dim=1), torch.cat(rows, dim=2)))
     cotangent = (
         torch.cat([cotangent for _, cotangent in used], dim=2) if len(used) > 1 else used[0][1]
     )
-    if rule == "rows":
-        ids = torch.cat([masked_ids(use) for use, _ in used], dim=1)
-        ids, cotangent = keep_active(ids, cotangent)
-        return Rows(ids, cotangent)
     given = torch.cat([tokens(use.given) for use, _ in used], dim=1)
     return Factors(
         *keep_active(given.detach(), cotangent), inputs_first=inputs_first(used[0][0].module)
     )
 
 
-def masked_ids(
-    use: Use,  # a call of an embedding
-) -> torch.Tensor:  # (N, T)
-    "Token ids; −1 where the table keeps its row fixed."
+def rows_used(
+    use: Use,  # a call of an embedding, or of a head whose V is rows of it
+    cotangent: torch.Tensor,  # (N, C, T, out) of its output
+) -> tuple[torch.Tensor, torch.Tensor]:  # ids (N, T) and what their rows get, (N, C, T, h)
+    "Token ids, −1 where the table keeps its row fixed; for a tied head its label words, each with its share of φ."
+    if isinstance(use.module, TiedHead):
+        return use.module.row_gradients(use.given.detach(), cotangent[:, :, 0])
     ids = use.given.reshape(len(use.given), -1)
     fixed = cast(nn.Embedding, use.module).padding_idx
-    return ids if fixed is None else ids.masked_fill(ids == fixed, -1)
+    return (ids if fixed is None else ids.masked_fill(ids == fixed, -1)), cotangent
 
 # %% ../../nbs/20_gradient_factors.ipynb #5085a08c
 def cropped(
@@ -316,7 +322,7 @@ def gradient_pieces(
     holders = owners(model, set(rules))
     wanted = [
         module
-        for module in model.backbone.modules()
+        for module in (*model.backbone.modules(), model.head)
         if any(module in holders[name] for name in rules)
     ]
     with torch.enable_grad(), recorded(wanted) as uses:

@@ -9,6 +9,7 @@ __all__ = ['OWN', 'last_linear', 'without_last_linear', 'sequence_classifier_cla
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #af47d9ff
 import copy
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -29,10 +30,11 @@ from lpft_nb.models.backbones import (
 )
 from .checkpoints import ClassifierError, refusing
 from .encoding import fit_tokenizer, lend_padding
-from .configuration import ClassifierConfig
+from .configuration import ClassifierConfig, PromptedConfig
 from .encoding import Batch, check_length, pad_encoded
 from .head import names_in_order, set_head
 from .hidden_layer import inject_hidden_layer, through_hidden_layer
+from .language_heads import at_gap, build_language_features
 from .layers import to_width, token_pooling
 
 if TYPE_CHECKING:
@@ -78,7 +80,9 @@ def build_features(
 ) -> PreTrainedModel:  # random weights, to be loaded or trained
     "Build φ from a classifier's configuration."
     inner = cast(PretrainedConfig, config.backbone)
-    if config.pooling != OWN:
+    if isinstance(config, PromptedConfig):
+        backbone = build_language_features(inner)
+    elif config.pooling != OWN:
         backbone = build_backbone(inner)
     else:
         model_class = cast(Any, sequence_classifier_class(inner))
@@ -91,16 +95,21 @@ def build_features(
 
 def read_out(
     output: Any,  # of the backbone's forward pass
-    mask: torch.Tensor,  # (N, T) 1 for a real token, 0 for padding
+    batch: dict[str, torch.Tensor],  # (N, T) each: what it read
     config: ClassifierConfig,  # its pooling is "cls", "last", "mean" or "own"
 ) -> torch.Tensor:  # (N, h)
     "The features of a batch from what the backbone gives, with those of a layer where there is a skip connection."
     pooling = cast(str, config.pooling)
-    rows = output.logits if pooling == OWN else pool(output.last_hidden_state, mask, pooling)
+    if isinstance(config, PromptedConfig):
+        read = partial(at_gap, batch=batch, gap_id=config.gap_id)
+        rows = read(output.logits)
+    else:
+        mask = batch["attention_mask"]
+        read = lambda hidden: pool(hidden, mask, token_pooling(config))
+        rows = output.logits if pooling == OWN else pool(output.last_hidden_state, mask, pooling)
     if config.skip is None:
         return rows
-    layer = pool(output.hidden_states[config.skip], mask, token_pooling(config))
-    return rows + to_width(layer, rows.shape[1])
+    return rows + to_width(read(output.hidden_states[config.skip]), rows.shape[1])
 
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #abd6b44d
 def read_features(
@@ -109,7 +118,7 @@ def read_features(
 ) -> torch.Tensor:  # (N, h)
     "φ of a batch: the backbone, the pooling, and a hidden layer where there is one."
     output = model.backbone(**batch, **model.inputs.fixed)
-    rows = read_out(output, batch["attention_mask"], model.config)
+    rows = read_out(output, batch, model.config)
     return through_hidden_layer(model.backbone, rows)
 
 # %% ../../nbs/02m_a_fine_tuned_model.ipynb #9e76abeb

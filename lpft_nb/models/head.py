@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from .checkpoints import ClassifierError
+from .language_heads import refuse_tied_head
 
 
 class HasHead(Protocol):
@@ -42,6 +43,7 @@ def set_head(
 ) -> None:
     "Put a head in place, for instance the one that a linear probe found."
     head = model.head
+    refuse_tied_head(head)
     given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     for name, value in given.items():
         own = getattr(head, name)

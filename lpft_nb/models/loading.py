@@ -214,6 +214,12 @@ def load_saved(
     options: dict[str, Any],  # passed on to transformers
 ) -> Any:  # a Classifier with its own head, in evaluation mode
     "Load a saved Classifier; head and backbone must both be complete."
+    kind = getattr(load, "__self__", None)
+    if kind is not None and type(config) is not kind.config_class:
+        raise ClassifierError(
+            f"{directory.name!r} holds a {config.model_type}, not what a {kind.__name__} reads: load a "
+            "prompted model with PromptedClassifier.from_pretrained, any other with Classifier's"
+        )
     own = {} if attention is None else {"attn_implementation": attention}
     with quiet_transformers(), _loading("Classifier", directory):
         model, report = load(

@@ -36,18 +36,26 @@ if TYPE_CHECKING:
 def trial_examples(
     backbone: PreTrainedModel,  # with its configuration
     lengths: tuple[int, ...],  # tokens of each example
+    *,
+    gap_id: int | None = None,  # of a mask that each example must have; None: it has none
 ) -> list[Encoded]:  # unpadded
     "Examples of ordinary token ids, always the same for one backbone."
     named = backbone.config.to_dict().items()
-    special = {value for name, value in named if name.endswith("token_id")}
+    special = {gap_id, *(value for name, value in named if name.endswith("token_id"))}
     rows = min(embedding_rows(backbone) or 256, 1000)
     ordinary = [number for number in range(rows) if number not in special] or [0]
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randint(len(ordinary), (length,), generator=generator) for length in lengths]
-    return [
-        {"input_ids": [ordinary[at] for at in row], "attention_mask": [1] * len(row)}
-        for row in drawn
-    ]
+    rows = [[ordinary[at] for at in row] for row in drawn]
+    if gap_id is not None:
+        rows = [[*row[: len(row) // 2], gap_id, *row[len(row) // 2 + 1 :]] for row in rows]
+    return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
+
+
+def _examples(model: "Classifier", *lengths: int) -> list[Encoded]:
+    "Examples that a classifier can read: those of a prompted model have a gap."
+    gap_id = getattr(model.config, "gap_id", None)
+    return trial_examples(model.backbone, lengths, gap_id=gap_id)
 
 # %% ../../nbs/02i_trials.ipynb #59864327
 class _Lookups(TorchFunctionMode):
@@ -106,7 +114,7 @@ def _own_features(model: "Classifier", example: Encoded) -> torch.Tensor:
             f"{tuple(output.last_hidden_state.shape)} is no vector for each of "
             f"{batch['input_ids'].shape[1]} tokens"
         )
-    rows = read_out(output, batch["attention_mask"], model.config)
+    rows = read_out(output, batch, model.config)
     return through_hidden_layer(model.backbone, rows)
 
 
@@ -183,7 +191,7 @@ def _check_company(model: "Classifier", examples: list[Encoded], alone: torch.Te
 def _compare(model: "Classifier", shortest: int, longest: int) -> None:
     "Read texts of four lengths in every way; the longest comes first, before a shorter one can change the module."
     lengths = {min(max(size, shortest), longest) for size in (shortest, 7, longest // 2, longest)}
-    examples = trial_examples(model.backbone, tuple(sorted(lengths, reverse=True)))
+    examples = _examples(model, *sorted(lengths, reverse=True))
     own = _read_each(model, lambda one: _own_features(model, one), examples)
     alone = _check_numbering(model, examples, own)
     _check_company(model, examples, alone)
@@ -201,7 +209,7 @@ def _stated_limit(model: "Classifier", below: int) -> int | None:
 
 def _observe(model: "Classifier", shortest: int) -> BackboneInputs:
     "What the backbone takes, with the number of positions that fit."
-    examples = trial_examples(model.backbone, (max(8, shortest),))
+    examples = _examples(model, max(8, shortest))
     trial = copy_sharing_weights(cast(nn.Module, model))
     with evaluation(trial), _Lookups() as lookups:
         _read_each(trial, lambda one: _own_features(trial, one), examples)
@@ -219,7 +227,7 @@ def _tried(
     shadow.inputs, shadow.tokenizer = inputs, None
     if half:
         with evaluation(shadow):
-            longest_example = trial_examples(shadow.backbone, (longest,))
+            longest_example = _examples(shadow, longest)
             _read_each(shadow, lambda one: _our_features(shadow, one), longest_example)
         shadow = copy.deepcopy(shadow).float()
     with evaluation(shadow):

@@ -23,6 +23,7 @@ from ..geometry.spread import fisher_ratios
 from ..geometry.sums import Undefined
 from ..metrics import classification_metrics
 from ..models.checkpoints import quiet_transformers
+from ..models.configuration import PromptedConfig
 from ..models.hidden_layer import below_hidden_layer, through_hidden_layer
 from ..models.trials import tried_length
 from lpft_nb.models.fingerprints import (
@@ -83,6 +84,8 @@ def _encoded(
             "max_length": max_length,
             "layout": 3,
         }
+        if isinstance(model.config, PromptedConfig):
+            key["prompt"] = [model.config.template, model.config.gap_id]
         stored = cached("tokens", key, compute)
     lengths, truncated = stored.pop("lengths").tolist(), int(stored.pop("truncated"))
     pieces = {

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import pandas as pd
 import torch
 
+from ..models.language_heads import refuse_tied_head
 from ..models.lora import add_lora
 from .batches import EncodedDataset
 from .collapse_rows import check_share
@@ -35,6 +36,8 @@ def set_trainable(
     "Let exactly the parameters train whose full names match one of the patterns."
     names = [name for name, _ in model.named_parameters()]
     patterns = ("*",) if patterns is None else tuple(patterns)
+    if any(is_head(pattern) for pattern in patterns):
+        refuse_tied_head(model.get_submodule("head"))
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise ValueError(
@@ -354,6 +357,7 @@ class LoRA(TrainingStage):
 
     def mark(self, model: "Classifier", seed: int) -> str:
         "Add the adapters and let them and the head train; the adapted matrices."
+        refuse_tied_head(model.head)
         targets = add_lora(model, self.r, self.alpha, targets=self.targets, seed=seed)
         set_trainable(model, ("head.*", "*lora_*"))
         return f"adapted matrices: {', '.join(targets)}"
