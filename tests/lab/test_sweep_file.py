@@ -19,9 +19,14 @@ SWEEPS = ROOT / "sweeps"
 FILES = sorted(path for path in SWEEPS.rglob("*.yaml") if "profiles" not in path.parts)
 NAMES = [path.relative_to(SWEEPS).with_suffix("").as_posix() for path in FILES]
 WAITING = ("paper_b", "paper_e")  # grids that wait for a machine: said, file by file
-NOT_RUN = {  # of paper_a; all of paper_a_full, and of WAITING, say so in their first line
-    f"paper_a/{stem}"
-    for stem in ("boolq boss pubmed20k kernels_mpnet_cb kernels_mpnet_rte").split()
+NOT_RUN = {  # yet; all of paper_a_full, and of WAITING, say so in their first line
+    "paper_a/boolq",
+    "paper_a/pubmed20k",
+    "paper_a/kernels_mpnet_cb",
+    "paper_a/kernels_mpnet_rte",
+    "paper_d/fine_tuning_cb",
+    "paper_d/fine_tuning_kind",
+    "paper_d/fine_tuning_topic",
 }
 
 
