@@ -210,7 +210,7 @@ class _FromModel(_Prompted):
             template=template.text,
             words=template.words,
             word_ids=word_ids,
-            gap_id=tokenizer.mask_token_id if parts.masked else None,
+            gap_id=cast(int, tokenizer.mask_token_id) if parts.masked else None,
             tied=tied,
             backbone=parts.backbone.config,
             pooling="own",
@@ -222,9 +222,9 @@ class _FromModel(_Prompted):
             label2id={name: number for number, name in labels.items()},
             source={"id": type(model).__name__, "revision": None},
             dtype=model.dtype,
-            attn_implementation=parts.backbone.config._attn_implementation,
+            attn_implementation=getattr(parts.backbone.config, "_attn_implementation", None),
         )
-        made = cls(config, parts.backbone).to(model.device).eval()
+        made = cls(config, parts.backbone).to(cast(Any, model.device)).eval()
         give_head(made, parts)
         made.tokenizer = copy.deepcopy(tokenizer)
         lend_padding(made.tokenizer, type(model).__name__)

@@ -767,8 +767,8 @@ MUTANTS = (
     Mutant(
         "the bias of the label words is left behind",
         "models/prompted.py",
-        "head.bias.copy_(parts.bias)",
-        "head.bias.copy_(0 * parts.bias)",
+        "cast(torch.Tensor, head.bias).copy_(parts.bias)",
+        "cast(torch.Tensor, head.bias).copy_(0 * parts.bias)",
         ("test_prompts.py::test_logits_and_kernel_are_the_language_models",),
     ),
 )

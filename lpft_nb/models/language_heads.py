@@ -70,7 +70,7 @@ def without_output_matrix(
     if bias is not None and bias in dict(model.named_parameters()):
         _drop(model, model.get_parameter(bias))
     model.set_submodule(name, nn.Identity())
-    model._tied_weights_keys = None
+    cast(Any, model)._tied_weights_keys = None
     model.all_tied_weights_keys = {}
     return model
 
@@ -82,7 +82,7 @@ def build_language_features(
     model_class, _ = language_model_class(config)
     options = backbone_options(model_class, getattr(config, "_attn_implementation", None))
     with refusing(f"{model_class.__name__} cannot be built"):
-        return without_output_matrix(model_class._from_config(config, **options))
+        return without_output_matrix(cast(Any, model_class)._from_config(config, **options))
 
 # %% ../../nbs/50c_language_heads.ipynb #50c0000d
 def at_gap(
@@ -136,7 +136,7 @@ class TiedHead(nn.Module):
         features: torch.Tensor,  # (N, h)
     ) -> torch.Tensor:  # (N, C)
         "V φ + b."
-        return nn.functional.linear(features, self.weight, self.bias)
+        return nn.functional.linear(features, self.weight, cast(Any, self.bias))
 
     def row_gradients(
         self,
@@ -158,7 +158,7 @@ class TiedHead(nn.Module):
         with torch.no_grad():
             made.weight.copy_(weight)
             if self.bias is not None:
-                made.bias.copy_(self.bias)
+                made.bias.copy_(cast(torch.Tensor, self.bias))
         return made.to(weight.device)
 
 # %% ../../nbs/50c_language_heads.ipynb #50c00015

@@ -111,7 +111,7 @@ def give_head(
     if not isinstance(head, TiedHead):
         head.weight.copy_(parts.weight)
     if parts.bias is not None:
-        head.bias.copy_(parts.bias)
+        cast(torch.Tensor, head.bias).copy_(parts.bias)
 
 
 def untie(

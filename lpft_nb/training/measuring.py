@@ -77,7 +77,7 @@ def _encoded(
         stored = compute()
     else:
         texts = [list(split[name]) for name in split.column_names if name != "label"]
-        key = {
+        key: dict[str, Any] = {
             "texts": content_hash(texts),  # in the order of the columns: first text, second text
             "tokenizer": tokenizer,
             "token_types": model.inputs.token_types,
