@@ -162,10 +162,10 @@ def frozen_rows(
 # %% ../../nbs/33b_collapse_runs.ipynb #13931798
 def _source_of(settings: dict[str, Any]) -> "Task | None":
     "The task that checkpoints come from, cut as the run's own."
-    if "source" not in settings:
+    if "source_task" not in settings:
         return None
     return load_data(
-        {"task": settings["source"], "protocol": "default", "max_train": settings["max_train"]}
+        {"task": settings["source_task"], "protocol": "default", "max_train": settings["max_train"]}
     )
 
 
@@ -174,8 +174,7 @@ def _rows_of(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "All rows of frozen features, and what the record says of the source."
     settings, source, checkpoints = run.settings, _source_of(run.settings), iter(())
-    names = ("poolings", "fresh", "max_length")
-    given = {name: settings[name] for name in names}
+    given = {name: settings[name] for name in ("poolings", "fresh", "max_length")}
     if source is not None:
         given_rate = settings.get("source_learning_rate")
         rate = {} if given_rate is None else {"learning_rate": given_rate}
@@ -222,7 +221,13 @@ def measure_probe(
     return leave_record(run, record, arrays, axes=axes)
 
 # %% ../../nbs/33b_collapse_runs.ipynb #698d2d36
-OF_FROZEN = ("poolings", "fresh", "source", "source_epochs", "source_learning_rate")  # parameters
+OF_FROZEN = (
+    "poolings",
+    "fresh",
+    "source_task",
+    "source_epochs",
+    "source_learning_rate",
+)  # parameters
 
 
 def cut_to(
@@ -239,15 +244,15 @@ def cut_to(
 
 def _check_source(parameters: Parameters) -> None:
     "Raise ParameterError where the source of checkpoints is half given, or the task itself."
-    source, epochs = parameters["source"], parameters["source_epochs"]
+    source, epochs = parameters["source_task"], parameters["source_epochs"]
     if (source is None) != (epochs is None) or (
         source is None and parameters["source_learning_rate"]
     ):
         raise ParameterError(
-            f"source={source!r}, source_epochs={epochs!r}: expected both, or neither, and a rate with them only"
+            f"source_task={source!r}, source_epochs={epochs!r}: expected both, or neither, and a rate with them only"
         )
     if source == parameters["task"]:
-        raise ParameterError(f"source={source!r}: expected another task than the run's own")
+        raise ParameterError(f"source_task={source!r}: expected another task than the run's own")
     if epochs is not None and sorted(epochs) != list(epochs):
         raise ParameterError(f"source_epochs={epochs}: expected numbers of epochs that rise")
 

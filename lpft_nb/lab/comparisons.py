@@ -77,9 +77,7 @@ class Comparison:
     minus: Side | None = None
     over: Side | None = None
     experiment: str = "lp_ft"  # or another of EXPERIMENTS
-    curve: str | None = (
-        None  # of head_preparation: a number of the curve over the lengths of the probe
-    )
+    curve: str | None = None  # of head_preparation: a number of its curve
     split: str = "test"  # ood: every shifted test set
     slope: str | None = None  # a parameter; the number is the slope over its logarithm
     where: Mapping[str, list[float]] = field(

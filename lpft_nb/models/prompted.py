@@ -104,7 +104,7 @@ def split_language_model(
 @torch.no_grad()
 def give_head(
     model: Any,  # a prompted model whose backbone is `parts.backbone`; changed in place
-    parts: LanguageParts,
+    parts: LanguageParts,  # backbone, V and b of the language model
 ) -> None:
     "Put V and b in their place; of a tied head only b is its own."
     head = model.head

@@ -132,11 +132,11 @@ def test_the_plan_has_a_run_for_each_method_seed_and_share(task, tiny_checkpoint
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"source": "docstring-kind"}, "expected both, or neither"),
+        ({"source_task": "docstring-kind"}, "expected both, or neither"),
         ({"source_epochs": [1]}, "expected both, or neither"),
         ({"source_learning_rate": 1e-3}, "a rate with them only"),
-        ({"source": "toy", "source_epochs": [1]}, "expected another task"),
-        ({"source": "docstring-kind", "source_epochs": [4, 1]}, "expected numbers of epochs that rise"),
+        ({"source_task": "toy", "source_epochs": [1]}, "expected another task"),
+        ({"source_task": "docstring-kind", "source_epochs": [4, 1]}, "expected numbers of epochs that rise"),
     ],
 )  # fmt: skip
 def test_a_source_that_says_too_little_is_refused(task, tiny_checkpoint, given, message):
@@ -148,7 +148,9 @@ def test_a_source_that_says_too_little_is_refused(task, tiny_checkpoint, given, 
 def test_a_source_is_part_of_the_name_where_it_counts(task, tiny_checkpoint):
     request = {"task": task.name, "model": str(tiny_checkpoint), "methods": ["LP", "FT"]}
     plain = planned(task, **request, fraction=[1.0, 0.5])
-    more = planned(task, **request, fraction=[1.0, 0.5], source="docstring-kind", source_epochs=[1])
+    more = planned(
+        task, **request, fraction=[1.0, 0.5], source_task="docstring-kind", source_epochs=[1]
+    )
     same = [one.name == two.name for one, two in zip(plain, more, strict=True)]
     where = [run.method != "LP" or run.settings["fraction"] < 1 for run in plain]
     assert same == where
