@@ -34,7 +34,9 @@ from .calibration import Examples, calibration_metrics, logit_blocks, per_exampl
 from .store.names import one_of
 
 # %% ../nbs/40a_bootstrap.ipynb #38091be6
-RESAMPLE_ENTRIES = 2**23  # resamples times examples in memory at a time, 64 MiB an array
+RESAMPLE_ENTRIES = (
+    2**20
+)  # resamples times examples at a time, 8 MiB an array: larger ones leave the cache
 
 
 def resample_counts(

@@ -139,7 +139,7 @@ def _column_counts(columns: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     "Blocks of counts as real numbers, kept for the next call where they are small."
     blocks = resample_counts(columns, draws, seed)
     if columns * draws <= 2**27:
-        kept, step = _kept_counts(columns, draws, seed), max(1, 2**23 // columns)
+        kept, step = _kept_counts(columns, draws, seed), max(1, 2**20 // columns)
         blocks = (kept[start : start + step] for start in range(0, draws, step))
     yield from (block.astype(float) for block in blocks)  # a product of whole numbers is slow
 
