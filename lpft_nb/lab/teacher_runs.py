@@ -153,10 +153,12 @@ def predictors(
 def rank_correlation(
     measure: torch.Tensor,  # (draws,)
     cost: torch.Tensor,  # (draws,)
-) -> float:  # in [-1, 1]; NaN where one of them is the same in all draws
+) -> float:  # in [-1, 1]; NaN where one of them is the same in all draws, up to rounding
     "Spearman's rank correlation."
+    rounding = 1e-12  # measures and relative costs are of order one
     same = [
-        bool((one - one.mean()).abs().max() <= 1e-12 * one.abs().max()) for one in (measure, cost)
+        bool((one - one.mean()).abs().max() <= rounding * max(1.0, float(one.abs().max())))
+        for one in (measure, cost)
     ]
     if len(measure) < 3 or any(same):
         return float("nan")
