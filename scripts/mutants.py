@@ -421,6 +421,27 @@ MUTANTS = (
         ("test_advice.py::test_a_probe_stops_where_as_much_is_left_as_it_does_not_know",),
     ),
     Mutant(
+        "fine-tuning that learned nothing is solved by any kernel",
+        "kernel_behaviour.py",
+        "if fine_tuned <= largest_class:",
+        "if fine_tuned < 0:",
+        ("test_kernel_behaviour.py::test_solving_is_a_share_of_what_fine_tuning_reached",),
+    ),
+    Mutant(
+        "first order is the change alone",
+        "kernel_behaviour.py",
+        "rows.append((values + change).detach().cpu())",
+        "rows.append(change.detach().cpu())",
+        ("test_kernel_behaviour.py::test_first_order_and_gradients_are_those_of_brute_force",),
+    ),
+    Mutant(
+        "gradients are compared with the size of the end's",
+        "kernel_behaviour.py",
+        "size = sum(float(a.double().square().sum()) for a, _ in pairs)",
+        "size = sum(float(b.double().square().sum()) for _, b in pairs)",
+        ("test_kernel_behaviour.py::test_first_order_and_gradients_are_those_of_brute_force",),
+    ),
+    Mutant(
         "features that training has moved keep the numbers of the start",
         "stages.py",
         "known = described if features is reference else None",

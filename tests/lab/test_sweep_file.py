@@ -24,9 +24,6 @@ NOT_RUN = {  # yet; all of paper_a_full, and of WAITING, say so in their first l
     "paper_a/pubmed20k",
     "paper_a/kernels_mpnet_cb",
     "paper_a/kernels_mpnet_rte",
-    "paper_d/fine_tuning_cb",
-    "paper_d/fine_tuning_kind",
-    "paper_d/fine_tuning_topic",
 }
 
 
