@@ -11,7 +11,7 @@ __all__ = ['SOLVES', 'RECOVERED', 'CHANGED', 'ROUNDING', 'Condition', 'check_sha
 import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,9 @@ class Condition:
     reason: str  # in words and numbers
 
 
-def check_shares(**accuracies: float) -> None:
+def check_shares(
+    **accuracies: float,  # by what they are of
+) -> None:
     "Accuracies are shares, not percent."
     if wrong := {name: one for name, one in accuracies.items() if not 0 <= one <= 1}:
         raise ValueError(f"expected accuracies in [0, 1], got {wrong}")
@@ -106,7 +108,7 @@ def fixed_features(
 
 # %% ../nbs/52a_kernel_behaviour.ipynb #52a00014
 def moved_parameters(
-    start: "Classifier",
+    start: "Classifier",  # before fine-tuning
     end: "Classifier",  # the same model, fine-tuned
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:  # name -> before, after
     "The parameters that are trainable at the end, or `ValueError` where the two models differ in more than numbers."
@@ -156,7 +158,7 @@ def linearised_logits(
             return functional_call(model, parameters, kwargs=inputs).logits
 
         with sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
-            values, change = jvp(logits, (before,), (steps,))
+            values, change = cast(tuple[Any, Any], jvp(logits, (before,), (steps,)))
         rows.append((values + change).detach().cpu())
     return torch.cat(rows)
 
@@ -191,7 +193,7 @@ def gradient_changes(
     "How far the gradients of each example's logits moved, relative to their size at the start."
     names = list(moved_parameters(start, end))
     sides = [copy.deepcopy(model).eval().requires_grad_() for model in (start, end)]
-    sides[1].to(start.device)
+    sides[1].to(cast(Any, start.device))
     changes = []
     for example in start.encode(data):
         batch = start.pad([example])
@@ -242,9 +244,9 @@ class KernelBehaviour:
 
 # %% ../nbs/52a_kernel_behaviour.ipynb #52a00022
 def check_pair(
-    model: Any,
-    task: "Task",
-    stage: Any,
+    model: Any,  # the start
+    task: "Task",  # that it is to be fine-tuned on
+    stage: Any,  # that fine-tunes it
 ) -> None:
     "TypeError or ValueError for what cannot be tested."
     if not isinstance(model, Classifier):
@@ -272,7 +274,7 @@ def accuracy_of(
 # %% ../nbs/52a_kernel_behaviour.ipynb #52a00024
 def kernel_fit(
     model: "Classifier",  # at the start, in evaluation mode; trainable parameters count
-    task: "Task",
+    task: "Task",  # whose kernels are computed
     *,
     formula: str = "sgd",  # or signgd, asymmetric_signgd, as in `tangent_kernel`
     solver: str
@@ -292,7 +294,7 @@ def kernel_fit(
         if one_sided:
             other = flipped(tangent_kernel(model, batches["train"], batches[name], **options).total)
         labels = torch.tensor(splits[name]["label"][:])
-        return Examples(left, labels, logits_of(model, splits[name]), other)
+        return Examples(left, labels, logits=logits_of(model, splits[name]), flipped=other)
 
     train = tangent_kernel(model, batches["train"], **options).total
     logits = logits_of(model, task.train) if solver == "least_squares" else None
@@ -319,7 +321,7 @@ def kernel_behaviour(
         raise ValueError(f"expected one example or more, got examples={examples!r}")
     start, end = copy.deepcopy(model).eval(), copy.deepcopy(model)
     run_stages(end, task, [stage], seed=seed)
-    end.eval().to(start.device)
+    end.eval().to(cast(Any, start.device))
     moved = moved_parameters(start, end)
     for name, parameter in start.named_parameters():
         parameter.requires_grad_(name in moved)
