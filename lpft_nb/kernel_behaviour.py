@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOLVES', 'RECOVERED', 'CHANGED', 'ROUNDING', 'Condition', 'check_shares', 'solves', 'linearisation', 'fixed_features',
            'moved_parameters', 'linearised_logits', 'logit_gradients', 'gradient_changes', 'KernelBehaviour',
-           'check_pair', 'accuracy_of', 'kernel_fit', 'kernel_behaviour']
+           'check_pair', 'kernel_fit', 'kernel_behaviour']
 
 # %% ../nbs/52a_kernel_behaviour.ipynb #52a00004
 import copy
@@ -20,7 +20,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .classifier import Classifier, logits_of
-from .kernel_machines import Examples, GridFit, fit_on_development
+from .kernel_machines import Examples, GridFit, class_accuracy, fit_on_development
 from .stages import FineTune, TrainingStage, run_stages
 from .tangent_kernel import flipped, tangent_kernel
 
@@ -263,14 +263,6 @@ def check_pair(
             f"the model has {model.config.num_labels} classes, task {task.name!r} has {task.num_labels}"
         )
 
-
-def accuracy_of(
-    logits: torch.Tensor,  # (M, C)
-    labels: torch.Tensor,  # (M,)
-) -> float:
-    "Share of examples whose own class scores highest."
-    return float((logits.argmax(dim=1) == labels).double().mean())
-
 # %% ../nbs/52a_kernel_behaviour.ipynb #52a00024
 def kernel_fit(
     model: "Classifier",  # at the start, in evaluation mode; trainable parameters count
@@ -329,10 +321,10 @@ def kernel_behaviour(
     labels = torch.tensor(task.test["label"][:])
     found = {
         "largest class": labels.bincount().max().item() / len(labels),
-        "start": accuracy_of(logits_of(start, task.test), labels),
+        "start": class_accuracy(logits_of(start, task.test), labels),
         "kernel": kernel,
-        "linearised": accuracy_of(linearised_logits(start, end, task.test), labels),
-        "fine-tuned": accuracy_of(logits_of(end, task.test), labels),
+        "linearised": class_accuracy(linearised_logits(start, end, task.test), labels),
+        "fine-tuned": class_accuracy(logits_of(end, task.test), labels),
     }
     looked_at = task.train.select(range(min(examples, len(task.train))))
     conditions = (
