@@ -100,19 +100,18 @@ def crossed_errors(
             "expected confidences and answers of one shape (replicates, examples), "
             f"got {confidence.shape} and {right.shape}"
         )
-    parts = []  # per row (N, 3 B): counted, confidence and right answers of every bin
-    for sure, good in zip(confidence, right, strict=True):
-        place = np.eye(bins)[bin_numbers(sure, bins)]
-        parts += [place, place * sure[:, None], place * good[:, None]]
-    summed = np.hstack(parts)  # one product for all rows
+    places = np.stack([np.eye(bins)[bin_numbers(sure, bins)] for sure in confidence])
+    places = places[..., places.any(axis=(0, 1))]  # a bin that no row fills adds nothing
+    gaps = places * (confidence - right)[..., None]  # errors are functions of counts and gaps
+    summed = np.stack([places, gaps], axis=1)  # (S, 2, N, B)
+    summed = summed.transpose(2, 0, 1, 3).reshape(confidence.shape[1], -1)  # one product for all
 
     def of_rows(counts: np.ndarray) -> np.ndarray:
         "Errors of (R, N) counts, (R, S)."
         real = float if len(counts) == 1 else np.float32  # a draw's seventh digit moves no interval
         sums = counts.astype(real) @ summed.astype(real)
-        sums = sums.reshape(len(counts), len(confidence), 3, bins)
-        found = [error(BinSums(*sums[:, row].swapaxes(0, 1))) for row in range(len(confidence))]
-        return np.stack(found, axis=-1)
+        counted, gap = np.moveaxis(sums.reshape(len(counts), len(confidence), 2, -1), 2, 0)
+        return error(BinSums(counted, gap, np.zeros_like(gap)))
 
     rows, columns = confidence.shape
     return Crossed(rows, columns, of_rows)

@@ -82,11 +82,18 @@ def _splits(rows: pd.DataFrame, split: str) -> dict[str, str]:
 
 def _on_tasks(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> list[dict[str, Any]]:
     "A place for each task and split."
+    # parts that differ in their bounds ask for one number
+    asked = (
+        comparison.experiment,
+        str(comparison.sides),
+        bool(comparison.over),
+        comparison.upwards,
+    )
     found = []
     for place in sorted(rows["place"].unique()):
         for name, split in _splits(rows[rows["place"] == place], comparison.split).items():
-            number = number_of(grid, comparison, rows=rows, place=place, split=split)
-            interval, seeds, rival = number
+            number = partial(number_of, grid, comparison, rows=rows, place=place, split=split)
+            interval, seeds, rival = grid.once((*asked, place, split), number)
             aside = _aside(grid, comparison, place=place, split=split, seeds=seeds, rival=rival)
             if seeds:
                 shown = {"place": f"{place}{name}", "n": seeds, "aside": aside}
@@ -151,7 +158,8 @@ def _slope_of(comparison: Comparison, rows: pd.DataFrame) -> tuple[Interval, int
 def _on_sweep(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> list[dict[str, Any]]:
     "A place for each task, with a slope; or for each task and value."
     name = comparison.slope or next(iter(comparison.where))
-    rows = rows.assign(value_of=[json.loads(text)[name] for text in rows["parameters"]])
+    values = {text: json.loads(text)[name] for text in rows["parameters"].unique()}
+    rows = rows.assign(value_of=rows["parameters"].map(values))
     found = []
     for place, of_place in rows.groupby("place", sort=True):
         take = partial(number_of, grid, comparison, place=str(place), split=comparison.split)

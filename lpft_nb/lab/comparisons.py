@@ -39,14 +39,8 @@ from ..store.names import EVERY_METHOD, METHODS, one_of
 from ..training.calibration_rows import FITTED_ON, fit_or_reason
 
 # %% ../../nbs/48a_comparisons.ipynb #a58ceb72
-ON_EXAMPLES = (  # computed from saved logits
-    "accuracy",
-    "overconfidence",
-    "ece",
-    "mce",
-    "ece_gain",
-    "mce_gain",
-)
+# computed from saved logits
+ON_EXAMPLES = ("accuracy", "overconfidence", "ece", "mce", "ece_gain", "mce_gain")
 
 
 EXPERIMENTS = {  # whose records answer -> the methods that its runs may have
@@ -92,6 +86,11 @@ class Comparison:
     def sides(self) -> list[Side]:
         "What is compared: one number, or two."
         return [one for one in (self.of, self.minus, self.over) if one]
+
+    @property
+    def upwards(self) -> bool:
+        "Whether the part says that its number is large."
+        return self.above is not None or self.at_least is not None
 
     @property
     def statistic(self) -> Callable[..., np.ndarray] | None:
@@ -385,8 +384,7 @@ def number_of(
         rivals = [method for method in TRAINING if method != comparison.of.method]
         found = {method: take(sides[1]._replace(method=method)) for method in rivals}
         means = {method: _mean(sample) for method, sample in found.items() if sample[0]}
-        upwards = comparison.above is not None or comparison.at_least is not None
-        choose = max if upwards else min  # the hardest of them
+        choose = max if comparison.upwards else min  # the hardest of them
         rival = choose(means, key=lambda method: means[method]) if means else None
         samples += [found[rival]] if rival else []
     seeds = sorted(set.intersection(*(set(sample[0]) for sample in samples)))

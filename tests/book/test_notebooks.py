@@ -1,6 +1,9 @@
 """Every chapter ran to its end when the book was built: one test a chapter, with the failing cell."""
 
 import json
+import resource
+import subprocess
+import sys
 
 import pytest
 from book_build import ROOT, built_book, toc_pages
@@ -64,15 +67,30 @@ def test_chapter_was_executed_as_it_stands(book, page):
     assert counts == list(range(1, len(counts) + 1))
 
 
+def loading_seconds():
+    """CPU seconds that this machine takes to load what a chapter loads which trains a model."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = "import datasets; from transformers import BertModel, Trainer"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.fixture(scope="module")
+def limit():
+    """Seconds for a chapter: 20, or on a machine that is slow today four times what loading the libraries takes there."""
+    return max(20.0, 4 * min(loading_seconds() for _ in range(2)))
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_chapter_takes_at_most_twenty_seconds(book, page):
+def test_chapter_takes_at_most_twenty_seconds(book, limit, page):
     """CPU seconds of the kernel, which another load on the machine stretches less than the seconds on the wall."""
     if page not in book.executed:
         pytest.skip("did not run to its end: see test_chapter_runs")
     seconds = book.seconds[page]
-    assert 0 < seconds["cpu"] <= 20 or 0 < seconds["wall"] <= 20, (
-        f"{page}.ipynb took {seconds['cpu']} s of CPU ({seconds['wall']} s on the wall): "
-        "cut the work, or read it from results/"
+    assert 0 < seconds["cpu"] <= limit or 0 < seconds["wall"] <= limit, (
+        f"{page}.ipynb took {seconds['cpu']} s of CPU ({seconds['wall']} s on the wall), "
+        f"of {limit:.1f}: cut the work, or read it from results/"
     )
 
 

@@ -13,14 +13,8 @@ from scipy import stats
 from lpft_nb.collapse import collapse_statistics
 from lpft_nb.experiments import ParameterError, find_experiment
 from lpft_nb.intervals import rank_correlation
-from lpft_nb.lab.collapse_runs import (
-    cut_to,
-    freshened,
-    frozen_rows,
-    frozen_table,
-    source_kinds,
-    with_fraction,
-)
+from lpft_nb.lab.collapse_answers import frozen_table, with_fraction
+from lpft_nb.lab.collapse_runs import cut_to, freshened, frozen_rows, source_kinds
 from lpft_nb.lab.feature_choice import probe_rows
 from lpft_nb.lab.saved_logits import last_logits
 from lpft_nb.linear_probe import fit_probe
