@@ -442,6 +442,20 @@ MUTANTS = (
         ("test_kernel_behaviour.py::test_first_order_and_gradients_are_those_of_brute_force",),
     ),
     Mutant(
+        "a random subspace keeps the kernel itself",
+        "subspaces.py",
+        "return (drawn / dimension).reshape",
+        "return (drawn / dimension + matrix).reshape",
+        ("test_subspaces.py::test_draws_have_the_moments_of_real_projections",),
+    ),
+    Mutant(
+        "an opposite kernel is a multiple",
+        "subspaces.py",
+        "(first * second).sum().clamp(min=0)",
+        "(first * second).sum()",
+        ("test_subspaces.py::test_no_negative_scale_makes_an_opposite_kernel_near",),
+    ),
+    Mutant(
         "features that training has moved keep the numbers of the start",
         "stages.py",
         "known = described if features is reference else None",
