@@ -22,6 +22,7 @@ from lpft_nb.tasks import (
     SingleClass,
     TaskError,
     UnknownTask,
+    few_shot,
     load_task,
     take,
 )
@@ -114,6 +115,53 @@ def test_take_is_stratified_fixed_and_recorded(tmp_path):
         and "max_train" not in task.source
     )
     assert take(task, None) is task and take(task, 1000).fingerprint == task.fingerprint
+
+
+def test_few_shots_come_from_the_training_split_alone(tmp_path):
+    splits = {
+        name: make_rows(size) for name, size in (("train", 80), ("validation", 8), ("test", 30))
+    }
+    task = load_task(write_splits(tmp_path / "mine", **splits))
+    few = few_shot(task, 5, seed=13)
+    assert few.class_counts["train"] == few.class_counts["validation"] == [5, 5]
+    known, drawn = set(task.train["text"]), [set(few.train["text"]), set(few.validation["text"])]
+    assert drawn[0] | drawn[1] <= known and not drawn[0] & drawn[1]
+    assert few.test["text"][:] == task.test["text"][:]
+    assert few.source["shots"] == 5 and few.source["shots_seed"] == 13
+    again, other = few_shot(task, 5, seed=13), few_shot(task, 5, seed=21)
+    assert again.fingerprint == few.fingerprint != other.fingerprint
+    more = few_shot(
+        task, 10, seed=13
+    )  # what five shots learned from is part of what ten learn from
+    assert drawn[0] < set(more.train["text"])
+
+
+def test_the_test_sets_of_all_split_seeds_are_one(tmp_path):
+    splits = {"train": make_rows(40), "validation": make_rows(8), "test": make_rows(50)}
+    task = load_task(write_splits(tmp_path / "mine", **splits))
+    task = replace(task, ood={"else": task.test})
+    cuts = [few_shot(task, 3, seed=seed, max_test=20) for seed in (0, 1)]
+    assert cuts[0].test["text"][:] == cuts[1].test["text"][:]
+    assert len(cuts[0].test) == len(cuts[0].ood["else"]) == 20
+    assert set(cuts[0].test["text"]) < set(task.test["text"])
+    assert len(few_shot(task, 3, max_test=None).test) == 50
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(shots=0), "shots must be a whole number of at least 1, got 0"),
+        (dict(shots=True), "shots must be"),
+        (dict(shots=2.0), "shots must be"),
+        (dict(shots=3, max_test=0), "max_test must be"),
+        (dict(shots=11), "11 shots take 22 training examples of each class.* '0' has 20"),
+    ],
+)
+def test_few_shots_that_there_are_not(tmp_path, options, said):
+    splits = {"train": make_rows(40), "validation": make_rows(8), "test": make_rows(8)}
+    task = load_task(write_splits(tmp_path / "mine", **splits))
+    with pytest.raises(TaskError, match=said):
+        few_shot(task, **options)
 
 
 @pytest.mark.parametrize("wrong", [1, 0, -3, 2.5, True, "20"])

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_utils import EvalPrediction
 
 from ..models.head import HEAD_STANDARD_DEVIATION, cross_entropy
+from .optimisers import make_optimiser
 from ..metrics import classification_metrics
 from ..models.checkpoints import quiet_transformers
 from ..store.machine import Progress, World
@@ -59,9 +60,9 @@ def parameter_groups(
     *,
     head_learning_rate: float,  # peak rate of the head
     backbone_learning_rate: float,  # peak rate of everything else
-    weight_decay: float = 0.0,  # of AdamW
+    weight_decay: float = 0.0,  # of each step
 ) -> list[dict]:  # as torch's optimisers take them
-    "AdamW's groups over the parameters that require a gradient: head and backbone, each with its learning rate."
+    "An optimiser's groups over the parameters that require a gradient: head and backbone, each with its learning rate."
     groups = []
     for part, rate in (("head", head_learning_rate), ("backbone", backbone_learning_rate)):
         members = [
@@ -263,7 +264,7 @@ def _stage_trainer(
         data_collator=lambda examples: collate(model, examples),
         compute_loss_func=mean_cross_entropy,
         compute_metrics=lambda prediction: trainer.judge(prediction, selection_metric),
-        optimizers=(torch.optim.AdamW(groups, fused=True), None),
+        optimizers=(make_optimiser(groups, stage.optimiser), None),
         callbacks=[best, ShowProgress(stage.name), *followers],
     )
     for callback in list(trainer.callback_handler.callbacks):
@@ -285,7 +286,7 @@ def train(
     selection_metric: str = "accuracy",  # of the validation; higher is better
     minutes_between_checkpoints: float = 10.0,  # math.inf: never
 ) -> tuple[list[dict], dict]:  # history rows; facts: best step and value, steps, padding share
-    "Train with AdamW and linear decay, resume where a kill cut in, and end with the weights of the best validation epoch."
+    "Train with the stage's optimiser and linear decay, resume where a kill cut in, and end with the weights of the best validation epoch."
     processes = World.current(device).size
     arguments = training_arguments(
         stage,

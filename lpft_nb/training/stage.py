@@ -23,7 +23,9 @@ from ..models.language_heads import refuse_tied_head
 from ..models.lora import add_lora
 from .batches import EncodedDataset
 from .collapse_rows import check_share
+from ..store.names import one_of
 from .loop import is_head, train
+from .optimisers import OPTIMISERS
 
 if TYPE_CHECKING:
     from lpft_nb.classifier import Classifier
@@ -227,6 +229,7 @@ class TrainingSettings:
     weight_decay: float = 0.0
     warmup_share: float = 0.0  # share of all steps with a rising learning rate, in [0, 1)
     max_gradient_norm: float = 1.0  # gradients are clipped to it; 0: no clipping
+    optimiser: str = "adamw"  # or sgd (no momentum), signgd (the gradient's signs)
     collapse_share: float | None = None  # of the training set, at most 0.1: NC1 by layer and epoch
 
     name: ClassVar[str] = "training"
@@ -244,6 +247,7 @@ class TrainingSettings:
             raise ValueError(f"warmup_share={self.warmup_share}: expected a share in [0, 1)")
         if not isinstance(self.length_grouping, bool):
             raise ValueError(f"length_grouping={self.length_grouping!r}: expected True or False")
+        one_of(self.optimiser, OPTIMISERS, "optimiser")
         check_share(type(self).__name__, self.collapse_share)
 
     def learning_rates(self) -> tuple[float, float]:
@@ -314,7 +318,7 @@ class TrainingStage(TrainingSettings, ABC):
 # %% ../../nbs/10c_training_stage.ipynb #a9e92669
 @dataclass(frozen=True, kw_only=True)
 class FineTune(TrainingStage):
-    "Train head and backbone with AdamW, linear decay and the best validation epoch's weights (papers' defaults)."
+    "Train head and backbone, with AdamW unless told otherwise, linear decay and the best validation epoch's weights (papers' defaults)."
 
     backbone_learning_rate: float | None = None  # None: `learning_rate`
     trainable: tuple[str, ...] | None = None  # shell-style patterns of names; None: everything
