@@ -20,7 +20,6 @@ FILES = sorted(path for path in SWEEPS.rglob("*.yaml") if "profiles" not in path
 NAMES = [path.relative_to(SWEEPS).with_suffix("").as_posix() for path in FILES]
 WAITING = ("paper_b", "paper_e")  # grids that wait for a machine: said, file by file
 NOT_RUN = {  # yet; all of paper_a_full, and of WAITING, say so in their first line
-    "paper_a/boolq",
     "paper_a/pubmed20k",
     "paper_a/kernels_mpnet_cb",
     "paper_a/kernels_mpnet_rte",
