@@ -127,7 +127,7 @@ def _over_rows(
     return Interval(found, found - (high - low) / 2, found + (high - low) / 2)
 
 # %% ../nbs/47a_evidence.ipynb #025bec54
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=48)  # sizes of all test sets of a grid, or a page draws them again and again
 def _kept_counts(columns: int, draws: int, seed: int) -> np.ndarray:
     "(R, N) counts, a byte each: that an example is drawn 256 times does not happen."
     blocks = resample_counts(columns, draws, seed)

@@ -212,10 +212,10 @@ class KernelBehaviour:
     "What the three conditions say of one model on one task."
 
     conditions: tuple[Condition, ...]  # solves, linearisation, fixed features
-    accuracies: dict[
-        str, float
-    ]  # on the test set: largest class, start, kernel, linearised, fine-tuned
+    accuracies: dict[str, float]  # on the test set: largest class, and of each of the scores
     fit: GridFit  # of the kernel machine
+    scores: dict[str, torch.Tensor]  # (M, C) on the test set: start, kernel, linearised, fine-tuned
+    validation: float  # fine-tuning's accuracy on the validation set, to choose its settings by
 
     @property
     def holds(self) -> bool | None:  # None: no condition failed, and one cannot be tested
@@ -272,8 +272,8 @@ def kernel_fit(
     solver: str
     | None = None,  # one of GRID_SOLVERS; None: asymmetric for its formula, else least_squares
     memory: str | int = "2GiB",  # of the kernels
-) -> tuple[GridFit, float]:  # the machine, and its accuracy on the test set
-    "A kernel machine on the training set, chosen on the validation set, judged on the test set."
+) -> tuple[GridFit, torch.Tensor]:  # the machine, and its scores (M, C) of the test set
+    "A kernel machine on the training set, chosen on the validation set, and what it says of the test set."
     one_sided = formula == "asymmetric_signgd"
     solver = solver or ("asymmetric" if one_sided else "least_squares")
     options: dict[str, Any] = {"formula": formula, "memory": memory, "quiet": True}
@@ -292,7 +292,7 @@ def kernel_fit(
     logits = logits_of(model, task.train) if solver == "least_squares" else None
     labels = torch.tensor(task.train["label"][:])
     fit = fit_on_development(train, labels, seen("validation"), solver=solver, logits_train=logits)
-    return fit, fit.accuracy(seen("test"))
+    return fit, fit.scores(seen("test"))
 
 # %% ../nbs/52a_kernel_behaviour.ipynb #52a00026
 def kernel_behaviour(
@@ -312,24 +312,27 @@ def kernel_behaviour(
     if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
         raise ValueError(f"expected one example or more, got examples={examples!r}")
     start, end = copy.deepcopy(model).eval(), copy.deepcopy(model)
-    run_stages(end, task, [stage], seed=seed)
+    run_stages(end, task, [stage], seed=seed, device=cast(Any, start.device))
     end.eval().to(cast(Any, start.device))
     moved = moved_parameters(start, end)
     for name, parameter in start.named_parameters():
         parameter.requires_grad_(name in moved)
     fit, kernel = kernel_fit(start, task, formula=formula, solver=solver, memory=memory)
     labels = torch.tensor(task.test["label"][:])
-    found = {
-        "largest class": labels.bincount().max().item() / len(labels),
-        "start": class_accuracy(logits_of(start, task.test), labels),
+    scores = {
+        "start": logits_of(start, task.test),
         "kernel": kernel,
-        "linearised": class_accuracy(linearised_logits(start, end, task.test), labels),
-        "fine-tuned": class_accuracy(logits_of(end, task.test), labels),
+        "linearised": linearised_logits(start, end, task.test),
+        "fine-tuned": logits_of(end, task.test),
     }
+    found = {"largest class": labels.bincount().max().item() / len(labels)}
+    found |= {name: class_accuracy(one, labels) for name, one in scores.items()}
     looked_at = task.train.select(range(min(examples, len(task.train))))
     conditions = (
-        solves(kernel, found["fine-tuned"], found["largest class"]),
+        solves(found["kernel"], found["fine-tuned"], found["largest class"]),
         linearisation(found["start"], found["linearised"], found["fine-tuned"]),
         fixed_features(gradient_changes(start, end, looked_at)),
     )
-    return KernelBehaviour(conditions, found, fit)
+    truth = torch.tensor(task.validation["label"][:])
+    validation = class_accuracy(logits_of(end, task.validation), truth)
+    return KernelBehaviour(conditions, found, fit, scores, validation)

@@ -24,6 +24,7 @@ from lpft_nb.kernel_behaviour import (
     moved_parameters,
     solves,
 )
+from lpft_nb.kernel_machines import class_accuracy
 from lpft_nb.stages import FineTune, LinearProbe, LoRA
 from lpft_nb.tasks import Task
 
@@ -219,9 +220,11 @@ def test_fine_tuning_that_learns_nothing_cannot_tell():
 @pytest.mark.parametrize("formula", ["signgd", "asymmetric_signgd"])
 def test_other_kernels_have_their_own_machine(formula):
     model = build_tiny_model(dtype=torch.float32)
-    fit, accuracy = kernel_fit(model, words_task(), formula=formula)
+    fit, scores = kernel_fit(model, words_task(), formula=formula)
     assert fit.solver == {"signgd": "least_squares", "asymmetric_signgd": "asymmetric"}[formula]
-    assert 1 / 3 < accuracy <= 1
+    labels = torch.tensor(words_task().test["label"][:])
+    assert scores.shape == (len(labels), 3)
+    assert 1 / 3 < class_accuracy(scores, labels) <= 1
 
 
 def test_a_prompted_model_is_tested_in_the_same_way():
