@@ -335,4 +335,6 @@ def kernel_behaviour(
     )
     truth = torch.tensor(task.validation["label"][:])
     validation = class_accuracy(logits_of(end, task.validation), truth)
-    return KernelBehaviour(conditions, found, fit, scores, validation)
+    return KernelBehaviour(
+        conditions, accuracies=found, fit=fit, scores=scores, validation=validation
+    )

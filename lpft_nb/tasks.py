@@ -234,7 +234,7 @@ def take(
 
 # %% ../nbs/01_tasks.ipynb #b9cab150
 def few_shot(
-    task: Task,
+    task: Task,  # with as many training examples of each class as it takes
     shots: int,  # training examples of each class, and as many others for validation
     seed: int = 0,  # of the choice: the split
     *,

@@ -40,14 +40,12 @@ def template_of(
     from lpft_nb.models.checkpoints import locate, quiet_transformers
     from lpft_nb.prompts import Template, causal_template, check_template, masked_template
 
-    given = {name: settings.get(name) for name in ("template", "words")}
-    if (given["template"] is None) != (given["words"] is None):
-        raise ParameterError(
-            f"template={given['template']!r}, words={given['words']!r}: expected both, or neither"
-        )
+    text, words = settings.get("template"), settings.get("words")
+    if (text is None) != (words is None):
+        raise ParameterError(f"template={text!r}, words={words!r}: expected both, or neither")
     try:
-        if given["template"] is not None:
-            found = Template(given["template"], tuple(given["words"]))
+        if text is not None and words is not None:
+            found = Template(text, tuple(words))
         else:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(locate(settings["model"])[0])
@@ -73,9 +71,11 @@ def load_start(
 
     if settings["prompt"]:
         template = template_of(settings, task)
-        options = {"max_length": settings["max_length"], "label_names": task.label_names}
+        name, length = settings["model"], settings["max_length"]
         try:
-            model = PromptedClassifier.from_pretrained(settings["model"], template, **options)
+            model = PromptedClassifier.from_pretrained(
+                name, template, max_length=length, label_names=task.label_names
+            )
         except ValueError as error:
             raise ParameterError(f"model={settings['model']!r}: {error}") from error
     else:
@@ -87,7 +87,7 @@ def load_start(
 
 # %% ../../nbs/52b_kernel_view_runs.ipynb #49c27710
 def view_rows(
-    found: KernelBehaviour,
+    found: KernelBehaviour,  # of one run
     derivative: float,  # mean length of the loss's derivative by the logits, before training
 ) -> list[dict[str, Any]]:  # stage, split, metric, value
     "What a run found, as rows; what cannot be tested has none."
@@ -130,9 +130,9 @@ def measure_view(
 
     settings, started = run.settings, time.monotonic()
     reset_peak_memory(settings["device"])
-    how = {"method": run.method, "planned": run.model}
-    model = load_start(settings, task, run.seed, **how)
-    given = {name: settings[name] for name in ("epochs", "learning_rate", "batch_size")}
+    model = load_start(settings, task, run.seed, method=run.method, planned=run.model)
+    named = ("epochs", "learning_rate", "batch_size")
+    given = {name: settings[name] for name in named if settings[name] is not None}
     found = kernel_behaviour(
         model,
         task,

@@ -81,6 +81,8 @@ OF_THEIR_OWN = {  # what a run is asked for differs: which methods there are, wh
     "penalty": {"head_preparation", "linear_teachers", "sample_size"},  # of another fit
     "poolings": {"neural_collapse"},  # of its probes alone
     "repeats": {"sample_size"},  # training sets, no folds
+    "max_test": {"kernel_view"},  # of the task, not of a kernel alone
+    "examples": {"kernel_view"},  # of which gradients are compared
 }
 
 
