@@ -212,7 +212,7 @@ def test_interrupted_leaves_nothing_running_and_goes_on(toys, tmp_path, capsys):
     until(lambda: len(begun(toys)) == 2)
     started = children_of(first.pid)
     os.killpg(first.pid, signal.SIGINT)
-    _, error = first.communicate(timeout=90)
+    _, error = first.communicate(timeout=300)
     assert first.returncode == 130 and "the same command goes on from here" in error
     until(lambda: not any("lpft_nb" in command_of(one) for one in started))
     (toys / "wait").unlink()
@@ -229,7 +229,7 @@ def test_a_file_edited_meanwhile_is_said_and_the_next_call_makes_what_it_adds(
     until(lambda: len(begun(toys)) == 1)
     write(tmp_path, value=[1, 2])
     (toys / "wait").unlink()
-    shown, _ = first.communicate(timeout=90)
+    shown, _ = first.communicate(timeout=300)
     assert first.returncode == 0 and len(records(tmp_path)) == 1
     assert f"{path.name} has been edited meanwhile" in shown
     assert main(["sweep", "a.yaml"]) == 0
