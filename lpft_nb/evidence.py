@@ -91,7 +91,7 @@ def crossed_errors(
     right: "ArrayLike",  # (S, N) whether the answer is right
     bins: int = 15,  # equal-width bins (lo, hi]
     *,
-    error: Callable[[BinSums], np.ndarray] = ece_of,  # or mce_of
+    error: Callable[[BinSums], np.ndarray] = ece_of,  # or mce_of: what needs counts and gaps alone
 ) -> Crossed:
     "The calibration error of every row over the columns: ECE, or MCE with `error=mce_of`."
     confidence, right = (np.asarray(one, dtype=float) for one in (confidence, right))
