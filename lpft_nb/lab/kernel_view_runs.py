@@ -66,6 +66,7 @@ def load_start(
     planned: dict[str, Any] | None = None,  # as `describe_model_of` returned it; None: any
 ) -> "Classifier":  # in evaluation mode
     "The model that fine-tuning starts from."
+    from lpft_nb.models.checkpoints import refuse_changed
     from lpft_nb.prompts import PromptedClassifier
     from lpft_nb.stages import LinearProbe, run_stages
 
@@ -76,6 +77,7 @@ def load_start(
             model = PromptedClassifier.from_pretrained(
                 name, template, max_length=length, label_names=task.label_names
             )
+            refuse_changed(model.config.source, planned or {})
         except ValueError as error:
             raise ParameterError(f"model={settings['model']!r}: {error}") from error
     else:

@@ -1,6 +1,7 @@
 """Runs of the kernel view: the start, what a record holds, the plan, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -101,6 +102,23 @@ def test_a_probe_comes_first_where_it_is_asked_for(task, tiny_checkpoint):
     assert not torch.equal(found.head.weight, expected.head.weight)
     run_stages(expected, task, [LinearProbe()], seed=5, device="cpu")
     assert torch.equal(found.head.weight, expected.head.weight) and not found.training
+
+
+def test_another_checkpoint_than_the_planned_one_is_refused(checkpoint, toy_task, task, tmp_path):
+    folder = tmp_path / "language"
+    shutil.copytree(checkpoint["masked"], folder)
+    (run,) = planned(
+        task, task=str(toy_task), model=str(folder), prompt=True, output=str(tmp_path),
+        template=MASKED.text, words=list(MASKED.words[:2]),
+    )  # fmt: skip
+    shutil.rmtree(folder)
+    changed = language_model("bert", dtype=torch.float32)
+    with torch.no_grad():
+        next(changed.parameters()).add_(1)
+    changed.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    with pytest.raises(ParameterError, match="model="):
+        run.make(run)
 
 
 @pytest.mark.parametrize("kind", ["masked", "causal"])
