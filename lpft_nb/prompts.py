@@ -46,6 +46,7 @@ from lpft_nb.models.prompted import (
     split_language_model,
     untie,
 )
+from .models.readout import readout_for, readout_hash
 from .models.saving import whole_save
 from .models.trials import settle_length
 
@@ -166,8 +167,11 @@ def check_saved(
     config: PromptedConfig,  # of a saved PromptedClassifier
     template: Template | None,  # what the caller expects; None: any
     tied: bool | None,  # whether V is part of the embeddings; None: as saved
+    readout: str | Path | None = None,  # refused: a saved model has its head
 ) -> None:
-    "Refuse a saved model that reads another template or keeps V elsewhere."
+    "Refuse a saved model that reads another template, keeps V elsewhere or is to get a readout."
+    if readout is not None:
+        raise ClassifierError("the saved model has a head already: leave readout out")
     own = Template(config.template, tuple(config.words))
     if template not in (None, own):
         raise TemplateError(
@@ -249,6 +253,7 @@ class _Named(_FromModel):
         label_names: Sequence[str] | None = None,  # C names; None: LABEL_0, …, or the saved ones
         dtype: torch.dtype | None = None,  # None: float32, or that of a saved model
         attention: str | None = None,  # "sdpa" or "eager"; None: sdpa where the model has it
+        readout: str | Path | None = None,  # file of one for an encoder that has no head for words
         **options: Any,  # revision, token, cache_dir for the hub; the rest goes to transformers
     ) -> Self:  # in evaluation mode, with its tokenizer
         "Load a language model and prompt it, or a saved PromptedClassifier, in evaluation mode."
@@ -257,7 +262,7 @@ class _Named(_FromModel):
         directory, source = locate(name, **hub)
         config = load_config(directory)
         if isinstance(config, PromptedConfig):
-            check_saved(config, template, tied)
+            check_saved(config, template, tied=tied, readout=readout)
             more = {"max_length": max_length, "head_dropout": head_dropout}
             return super().from_pretrained(name, config=config, **own, **more, **hub, **options)
         if template is None:
@@ -267,7 +272,8 @@ class _Named(_FromModel):
             )
         attention, dtype, label_names = take_customary(options, own).values()
         how: dict[str, Any] = {"dtype": dtype, "attention": attention, "options": options}
-        model = load_language_model(directory, config, **how)
+        words = None if readout is None else readout_for(directory, Path(readout))
+        model = load_language_model(directory, config, readout=words, **how)
         tokenizer = load_tokenizer(directory, embedding_rows(model))
         made = cls.from_language_model(
             model,
@@ -278,7 +284,8 @@ class _Named(_FromModel):
             head_dropout=head_dropout or 0.0,
             label_names=label_names,
         )
-        made.config.source = source
+        own_head = {} if readout is None else {"readout": readout_hash(Path(readout))}
+        made.config.source = source | own_head
         return made
 
 # %% ../nbs/50b_prompts_in_code.ipynb #50b00010

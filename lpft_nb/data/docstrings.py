@@ -216,22 +216,23 @@ def _parameter_descriptions(text: str) -> list[str]:
 
 
 RANKS = {
-    "first": lambda text: _opening(text)[:1],
+    "prose": lambda text: _sentences(text),
+    "first": lambda text: _sentences(text)[:1],
     "second": lambda text: [
-        sentence for sentence in _opening(text)[1:2] if not re.match(r"(See|Note)\b", sentence)
+        sentence for sentence in _sentences(text)[1:2] if not re.match(r"(See|Note)\b", sentence)
     ],
     "parameter": _parameter_descriptions,
 }
 
 
-def _opening(text: str) -> list[str]:
-    "The first two sentences before the first section."
-    return [part for line in _prose(text).split("\n") for part in SENTENCE_END.split(line)][:2]
+def _sentences(text: str) -> list[str]:
+    "The sentences before the first section."
+    return [part for line in _prose(text).split("\n") for part in SENTENCE_END.split(line)]
 
 
 @cache
 def ranked_sentences(docstring: Docstring, ranks: tuple[str, ...]) -> dict[str, list[str]]:
-    """Usable sentences by rank: "first", "second" and "parameter"."""
+    """Usable sentences by rank: "prose", "first", "second" and "parameter"."""
     return {
         rank: [text for text in RANKS[rank](docstring.text) if text and _is_sentence(text)]
         for rank in ranks

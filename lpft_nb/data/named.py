@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'BINARY', 'ENTAILMENT', 'THREE_WAY', 'POLARITY', 'FIVE_STARS', 'BOSS', 'SUPERGLUE', 'GLUE', 'PAIR', 'NAMED',
-           'ADVICE', 'NamedTask', 'local_folder', 'load_named']
+           'ADVICE', 'NamedTask', 'data_root', 'local_folder', 'load_named']
 
 # %% ../../nbs/01b_named_sets.ipynb #8ec4ecb4
 import logging
@@ -187,16 +187,22 @@ ADVICE = (
 )
 
 
-def local_folder(name: str) -> Path | None:
-    "LPFT_DATA/<name> where it is set and holds that folder."
+def data_root() -> Path | None:
+    "The folder of data sets that LPFT_DATA names; None where it is not set."
     root = os.environ.get("LPFT_DATA")
     if not root:
         return None
     home = Path(os.path.expanduser(root))
     if not os.path.isdir(home):
         raise NotReachable(f"LPFT_DATA names {root!r}, which is no directory. Correct or unset it.")
-    folder = home / name
-    return folder if folder.is_dir() else None
+    return home
+
+
+def local_folder(name: str) -> Path | None:
+    "LPFT_DATA/<name> where it is set and holds that folder."
+    home = data_root()
+    folder = None if home is None else home / name
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _read_hub(name: str) -> dict[str, Table]:

@@ -379,7 +379,12 @@ def refuse_changed(
     planned: dict[str, Any],  # what was said of it before; what that lacks is not compared
 ) -> None:
     "Refuse a model whose files are no longer those that a run was named by."
-    parts = {"sha256": "weights", "config_sha256": "configuration", "tokenizer_sha256": "tokenizer"}
+    parts = {
+        "sha256": "weights",
+        "config_sha256": "configuration",
+        "tokenizer_sha256": "tokenizer",
+        "readout": "readout",
+    }
     changed = [
         part
         for name, part in parts.items()

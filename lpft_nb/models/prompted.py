@@ -26,6 +26,7 @@ from lpft_nb.models.language_heads import (
     without_output_matrix,
 )
 from .loading import LOADING, refuse_incomplete, refuse_unused
+from .readout import Readout, put_on
 from .trials import trial_examples
 
 # %% ../../nbs/50d_prompted_parts.ipynb #50d00006
@@ -36,8 +37,9 @@ def load_language_model(
     dtype: torch.dtype | None,  # of the weights in memory; None: float32
     attention: str | None,  # "sdpa" or "eager"; None: sdpa where the model has it
     options: dict[str, Any],  # passed on to transformers
+    readout: Readout | None = None,  # of an encoder that has no head for words
 ) -> PreTrainedModel:  # …ForMaskedLM or …ForCausalLM, in evaluation mode
-    "Load a language model whole; raises ClassifierError where its head or any other weight is missing."
+    "Load a language model whole, its head from a readout where it has none; raises ClassifierError where a weight is missing."
     loader, _ = language_model_class(config)
     own = backbone_options(loader, attention)
     what = f"{loader.__name__} cannot load {directory.name!r}"
@@ -46,14 +48,22 @@ def load_language_model(
             directory, config=config, dtype=dtype or torch.float32, **LOADING, **own, **options
         )
     model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    head = [key for key in report["missing_keys"] if not key.startswith(model.base_model_prefix)]
-    if head:
+    head = {key for key in report["missing_keys"] if not key.startswith(model.base_model_prefix)}
+    if head and readout is None:
         raise ClassifierError(
             f"{directory.name!r} has no head for words ({', '.join(sorted(head)[:3])} missing): it was saved without "
-            f"one; take a checkpoint of a {loader.__name__}, such as roberta-base or gpt2"
+            f"one; take a checkpoint of a {loader.__name__}, such as roberta-base or gpt2, or train a readout with "
+            "the experiment masked_readout"
         )
+    if not head and readout is not None:
+        raise ClassifierError(
+            f"{directory.name!r} has a head for words of its own: leave readout out"
+        )
+    report["missing_keys"] = set(report["missing_keys"]) - head
     refuse_incomplete(report, directory.name)
     refuse_unused(report, directory.name, layers_of=model)
+    if readout is not None:
+        put_on(model, readout)
     return model
 
 # %% ../../nbs/50d_prompted_parts.ipynb #50d00009

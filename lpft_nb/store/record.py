@@ -164,7 +164,8 @@ def identity_of(
     "What defines the run: experiment, method, seed, parameters, the task's and the model's identity."
     task, model = record["task"], record["model"]
     of_model = ("id", "revision", "sha256", "pooling", "max_length")
-    files = ("config_sha256", "tokenizer_sha256")  # older records, and embedded models, have none
+    # older records, embedded models and models with a head of their own lack some
+    files = ("config_sha256", "tokenizer_sha256", "readout")
     own = {name: model[name] for name in files if model.get(name) is not None}
     asked = dict(record["parameters"])
     if "pooling" in asked:

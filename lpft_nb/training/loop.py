@@ -130,8 +130,9 @@ class ShowProgress(TrainerCallback):
     def __init__(
         self,
         name: str,  # of the stage
+        seconds: float = math.inf,  # between two lines; no lines but those of the epochs
     ):
-        self.name = name
+        self.name, self.seconds = name, seconds
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.shown = Progress(
@@ -140,7 +141,7 @@ class ShowProgress(TrainerCallback):
             quiet=not state.is_world_process_zero,
             unit="steps",
             done=state.global_step,
-            seconds=math.inf,  # no lines but those of the epochs
+            seconds=self.seconds,
         )
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import build_tokenizer
 from test_prompts import MASKED, language_model
+from test_readout import drawn
 
 from lpft_nb.classifier import logits_of
 from lpft_nb.experiments import ParameterError, find_experiment
@@ -17,6 +18,7 @@ from lpft_nb.lab.kernel_view_runs import (
     template_of,
     view_rows,
 )
+from lpft_nb.models.readout import readout_hash, write_readout
 from lpft_nb.prompts import causal_template, masked_template
 from lpft_nb.records import load_arrays, load_results, read_record
 from lpft_nb.stages import FineTune, LinearProbe, run_stages
@@ -121,6 +123,26 @@ def test_another_checkpoint_than_the_planned_one_is_refused(checkpoint, toy_task
         run.make(run)
 
 
+def test_a_readout_is_put_on_named_in_the_record_and_must_not_change(
+    tiny_checkpoint, toy_task, task, tmp_path
+):
+    file = tmp_path / "own.safetensors"
+    write_readout(drawn(tiny_checkpoint, places=()), file)
+    asked = dict(
+        task=str(toy_task), model=str(tiny_checkpoint), prompt=True, output=str(tmp_path), epochs=1,
+        template=MASKED.text, words=list(MASKED.words[:2]), readout=str(file),
+    )  # fmt: skip
+    (run,) = planned(task, **asked)
+    assert run.model["readout"] == readout_hash(file)
+    run.make(run)
+    assert read_record(run.path)["model"]["readout"] == readout_hash(file)
+    write_readout(drawn(tiny_checkpoint, places=(), seed=2), file)
+    with pytest.raises(ParameterError, match="the readout of .* changed after the run was planned"):
+        run.make(run)
+    (other,) = planned(task, **asked)
+    assert other.name != run.name
+
+
 @pytest.mark.parametrize("kind", ["masked", "causal"])
 def test_a_prompted_run_reads_the_template(kind, checkpoint, toy_task, task, tmp_path):
     template = MASKED.text if kind == "masked" else "{text} is {mask}"
@@ -175,6 +197,8 @@ def test_the_plan_has_a_run_for_each_split_kernel_and_optimiser(task, toy_task, 
         (dict(methods=["LoRA"]), "expected some of FT, LP-FT"),
         (dict(shots=4), "4 shots take 8 training examples"),
         (dict(template="{text} is {mask}", words=["a", "b"]), "are for prompt=True"),
+        (dict(readout="one.safetensors"), "are for prompt=True"),
+        (dict(readout="one.safetensors", prompt=True), "readout='one.safetensors': No such file"),
         (dict(formula=["sign"]), "formula"),
         (dict(optimiser=["adam"]), "did you mean 'adamw'"),
         (dict(solver="lstsq"), "solver"),

@@ -77,12 +77,15 @@ OF_THEIR_OWN = {  # what a run is asked for differs: which methods there are, wh
     "methods": set(EXPERIMENTS),
     "seeds": set(EXPERIMENTS),
     "head_scale": {"head_preparation"},  # after the probe
-    "epochs": {"head_preparation"},  # of methods with a probe
     "penalty": {"head_preparation", "linear_teachers", "sample_size"},  # of another fit
     "poolings": {"neural_collapse"},  # of its probes alone
     "repeats": {"sample_size"},  # training sets, no folds
     "max_test": {"kernel_view"},  # of the task, not of a kernel alone
     "examples": {"kernel_view"},  # of which gradients are compared
+    "epochs": {"head_preparation", "masked_readout"},  # of methods with a probe, of none
+    "learning_rate": {"masked_readout"},
+    "batch_size": {"masked_readout"},
+    "max_length": {"masked_readout"},  # of a piece; nothing is cut
 }
 
 
