@@ -83,7 +83,16 @@ def crossed_means(
     if not np.isfinite(table).all():
         raise ValueError("expected finite numbers at every crossing; drop the seed that lacks some")
     rows, columns = table.shape
-    return Crossed(rows, columns, lambda counts: counts @ table.T / columns)
+    exact = (table == table.round()).all() and np.abs(table).max() * columns < 2**24
+    factor = table.T.astype(
+        np.float32 if exact else float
+    )  # of whole numbers half the bytes will do
+
+    def of_rows(counts: np.ndarray) -> np.ndarray:
+        "Means of (R, N) counts, (R, S)."
+        return (counts.astype(factor.dtype, copy=False) @ factor).astype(float) / columns
+
+    return Crossed(rows, columns, of_rows)
 
 
 def crossed_errors(
@@ -109,7 +118,7 @@ def crossed_errors(
     def of_rows(counts: np.ndarray) -> np.ndarray:
         "Errors of (R, N) counts, (R, S)."
         real = float if len(counts) == 1 else np.float32  # a draw's seventh digit moves no interval
-        sums = counts.astype(real) @ summed.astype(real)
+        sums = counts.astype(real, copy=False) @ summed.astype(real)
         counted, gap = np.moveaxis(sums.reshape(len(counts), len(confidence), 2, -1), 2, 0)
         return error(BinSums(counted, gap, np.zeros_like(gap)))
 
@@ -140,7 +149,9 @@ def _column_counts(columns: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     if columns * draws <= 2**27:
         kept, step = _kept_counts(columns, draws, seed), max(1, 2**20 // columns)
         blocks = (kept[start : start + step] for start in range(0, draws, step))
-    yield from (block.astype(float) for block in blocks)  # a product of whole numbers is slow
+    yield from (
+        block.astype(np.float32) for block in blocks
+    )  # exact; a product of integers is slow
 
 # %% ../nbs/47a_evidence.ipynb #e0f96937
 def crossed_interval(
