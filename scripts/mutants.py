@@ -456,6 +456,36 @@ MUTANTS = (
         ("test_subspaces.py::test_no_negative_scale_makes_an_opposite_kernel_near",),
     ),
     Mutant(
+        "a readout's updates are not scaled",
+        "models/readout.py",
+        "weight += (readout.scale * up @ down).to(weight)",
+        "weight += (up @ down).to(weight)",
+        ("models/test_readout.py::test_put_on_changes_what_it_names_and_nothing_else",),
+    ),
+    Mutant(
+        "a readout of other weights is taken",
+        "models/readout.py",
+        "if found != readout.base:",
+        "if not found:",
+        ("models/test_readout.py::test_a_readout_of_other_weights_is_refused",),
+    ),
+    Mutant(
+        "gaps depend on where a training was cut",
+        "training/masked_words.py",
+        """own = 1_000_003 * (self.seed + 1) + examples[0]["position"]""",
+        "own = int(torch.randint(10**9, ()))",
+        (
+            "training/test_masked_words.py::test_a_training_that_was_cut_goes_on_to_the_same_weights",
+        ),
+    ),
+    Mutant(
+        "what judges is learned",
+        "data/open_texts.py",
+        "seen, kept = set(judged_texts(root)), []",
+        "seen, kept = set(), []",
+        ("data/test_open_texts.py::test_what_another_set_judges_by_is_left_out",),
+    ),
+    Mutant(
         "features that training has moved keep the numbers of the start",
         "stages.py",
         "known = described if features is reference else None",
