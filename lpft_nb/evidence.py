@@ -94,7 +94,7 @@ def crossed_means(
 
     return Crossed(rows, columns, of_rows)
 
-
+# %% ../nbs/47a_evidence.ipynb #47a1000b
 def crossed_errors(
     confidence: "ArrayLike",  # (S, N) largest probability of each answer, in [0, 1]
     right: "ArrayLike",  # (S, N) whether the answer is right

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from conftest import build_tokenizer
+from readout_fixture import drawn
 from test_prompts import MASKED, language_model
-from test_readout import drawn
 
 from lpft_nb.classifier import logits_of
 from lpft_nb.experiments import ParameterError, find_experiment

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import build_tokenizer
+from readout_fixture import PLACES, drawn
 from test_prompts import MASKED
 from transformers import (
     BertConfig,
@@ -15,7 +16,6 @@ from transformers import (
 from lpft_nb.models.checkpoints import ClassifierError, model_file_hash
 from lpft_nb.models.readout import (
     HEAD,
-    Readout,
     put_on,
     read_readout,
     readout_for,
@@ -32,7 +32,6 @@ SHAPE = dict(
     intermediate_size=24,
     max_position_embeddings=32,
 )
-PLACES = ("encoder.layer.0.attention.self.query", "encoder.layer.1.output.dense")
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +43,6 @@ def encoder(tmp_path_factory):
     BertModel(BertConfig(vocab_size=len(tokenizer), **SHAPE)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def drawn(folder, places=PLACES, seed=1):
-    "A readout with random numbers for the encoder in a folder."
-    torch.manual_seed(seed)
-    model = BertForMaskedLM.from_pretrained(folder)
-    layers = {name: model.bert.get_submodule(name) for name in places}
-    return Readout(
-        head={name: torch.randn(model.get_parameter(where).shape) for name, where in HEAD.items()},
-        updates={
-            name: (torch.randn(2, one.in_features), torch.randn(one.out_features, 2))
-            for name, one in layers.items()
-        },
-        scale=0.25,
-        base=model_file_hash(folder),
-        facts={"run": "none", "steps": 3},
-    )
 
 
 @pytest.fixture
