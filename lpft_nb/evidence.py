@@ -84,9 +84,8 @@ def crossed_means(
         raise ValueError("expected finite numbers at every crossing; drop the seed that lacks some")
     rows, columns = table.shape
     exact = (table == table.round()).all() and np.abs(table).max() * columns < 2**24
-    factor = table.T.astype(
-        np.float32 if exact else float
-    )  # of whole numbers half the bytes will do
+    kind = np.float32 if exact else float  # of whole numbers half the bytes will do
+    factor = table.T.astype(kind)
 
     def of_rows(counts: np.ndarray) -> np.ndarray:
         "Means of (R, N) counts, (R, S)."
@@ -149,9 +148,8 @@ def _column_counts(columns: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     if columns * draws <= 2**27:
         kept, step = _kept_counts(columns, draws, seed), max(1, 2**20 // columns)
         blocks = (kept[start : start + step] for start in range(0, draws, step))
-    yield from (
-        block.astype(np.float32) for block in blocks
-    )  # exact; a product of integers is slow
+    for block in blocks:
+        yield block.astype(np.float32)  # exact; a product of integers is slow
 
 # %% ../nbs/47a_evidence.ipynb #e0f96937
 def crossed_interval(

@@ -148,8 +148,8 @@ def measure_words(
     directory, _ = locate(settings["model"])
     tokenizer: Any = load_tokenizer(directory, None)
     cut = lambda texts: pieces_of([one.text for one in texts], tokenizer, settings["max_length"])
-    learned, history, facts = cut(words.learned), [], {"name": run.method, "pieces": 0}
-    facts["pieces"] = len(learned)
+    learned, history = cut(words.learned), []
+    facts = {"name": run.method, "pieces": len(learned)}
     if run.method == "unigram":
         scores = unigram(learned, tokenizer)
     else:

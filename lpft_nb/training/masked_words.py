@@ -47,7 +47,7 @@ def pieces_of(
 
 
 class GapsOnly(BertForMaskedLM):
-    "A BERT that scores its vocabulary at the gaps alone: seven times less work for the head than at every token."
+    "A BERT that scores its vocabulary at the gaps alone, and not at every token."
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]: labels are needed
         self,
