@@ -456,6 +456,20 @@ MUTANTS = (
         ("test_subspaces.py::test_no_negative_scale_makes_an_opposite_kernel_near",),
     ),
     Mutant(
+        "advice for other training texts is judged",
+        "lab/advice_runs.py",
+        """if set(of_task["fingerprint"]) != {record["task"]["fingerprint"]}:""",
+        """if not set(of_task["fingerprint"]):""",
+        ("lab/test_advice_runs.py::test_other_training_texts_are_refused",),
+    ),
+    Mutant(
+        "a task without one of the arms is judged",
+        "lab/advice_runs.py",
+        """transform("nunique") == len(ARMS)""",
+        """transform("nunique") >= 1""",
+        ("lab/test_advice_runs.py::test_what_cannot_be_judged_is_left_out",),
+    ),
+    Mutant(
         "a readout's updates are not scaled",
         "models/readout.py",
         "weight += (readout.scale * up @ down).to(weight)",

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .labels import named_classes, read_labels, without_hidden
-from .splits import apply_protocol, read_folder, say_missing_classes
+from lpft_nb.data.splits import (
+    apply_protocol,
+    cut_stratified,
+    cut_tail,
+    read_folder,
+    say_missing_classes,
+)
 from .table import MissingColumn, NotReachable, Table, check_tables
 from .task import Task, check_text, make_task
 
@@ -36,6 +42,7 @@ class NamedTask:
     config: str | None = None  # the hub's name of the subset
     metrics: tuple[str, ...] = ()  # beyond accuracy
     paper: str = "validation"  # what protocol="paper" tests on: validation, test, or "own" splits
+    cut: Callable[..., tuple[Table, Table]] = cut_tail  # how validation is cut from train
     text_columns: tuple[str, ...] = ()  # after `render`; () means `inputs`
     render: Callable[..., tuple[str, ...]] | None = None  # inputs of one example -> its texts
     rename: dict[str, str] = field(default_factory=dict)  # hub column -> our column
@@ -179,6 +186,13 @@ NAMED |= {
     ),
 }
 
+# %% ../../nbs/01b_named_sets.ipynb #01b000c2
+NAMED |= {
+    name: replace(task, cut=cut_stratified)
+    for name, task in NAMED.items()
+    if name.startswith("lmbff_")
+}
+
 # %% ../../nbs/01b_named_sets.ipynb #3c6e8f62
 ADVICE = (
     "Without a hub: set LPFT_DATA to a folder that holds <task>/train.jsonl and its like, "
@@ -279,7 +293,8 @@ def load_named(name: str, protocol: str) -> Task:
     definition = NAMED[name]
     own = "amazon" if name == "boss" else name
     tables, source = _read_named(own)
-    parts, made_of = apply_protocol(tables, protocol, paper=definition.paper)
+    options: dict[str, Any] = {"paper": definition.paper, "cut": definition.cut}
+    parts, made_of = apply_protocol(tables, protocol, **options)
     say_missing_classes(name, parts, label_column="label", names=definition.label_names)
     ood, missing = {}, []
     for other in definition.ood:

@@ -95,13 +95,19 @@ def test_hub_task_loads_with_its_format(name, tmp_path, monkeypatch):
         and task.label_names == definition.label_names
     )
     assert task.source["id"] == definition.hub and task.source["tried"] is False
-    expected = (
-        {"train": 40, "validation": 12, "test": 6}
-        if definition.paper == "own"
-        else {"train": 36, "validation": 4, "test": 12}
-    )
-    assert task.sizes == expected
-    assert task.train["label"][:] == [row % task.num_labels for row in range(expected["train"])]
+    numbers = [row % task.num_labels for row in range(40)]  # of the rows of train
+    if definition.cut is splits.cut_stratified:
+        cut = [max(1, round(0.1 * numbers.count(label))) for label in range(task.num_labels)]
+        assert task.class_counts["validation"] == cut and task.sizes["test"] == 12
+        assert sorted([*task.train["label"], *task.validation["label"]]) == sorted(numbers)
+    else:
+        expected = (
+            {"train": 40, "validation": 12, "test": 6}
+            if definition.paper == "own"
+            else {"train": 36, "validation": 4, "test": 12}
+        )
+        assert task.sizes == expected
+        assert task.train["label"][:] == numbers[: expected["train"]]
     first = task.train[0]
     if name == "wic":
         assert (
@@ -256,23 +262,31 @@ ROWS = {  # train / validation / test rows of the data's README
 }
 
 
+def _by_class(task):
+    return "stratified" in task.source["splits"]["validation"]
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_real_data_by_name_and_by_directory(name, shared_data, monkeypatch):
     if not (shared_data / name).is_dir():
         pytest.skip(f"{name} is not in the data root")
     monkeypatch.setenv("LPFT_DATA", str(shared_data))
     train, validation, test = ROWS[name]
-    if validation is None or test is None:
+    by_name, by_directory = load_task(name), load_task(shared_data / name)
+    assert _by_class(by_name) == name.startswith("lmbff_")
+    if _by_class(by_directory) and not _by_class(by_name):  # ours, where validation is cut
+        by_directory = load_task(shared_data / name, protocol="paper")
+    if _by_class(by_name):
+        counts = by_name.class_counts
+        for left, cut in zip(counts["train"], counts["validation"], strict=True):
+            assert cut == round(0.1 * (left + cut))
+        validation = sum(counts["validation"])
+        train, test = train - validation, test or validation
+    elif validation is None or test is None:
         last = math.ceil(0.1 * train)
         train, validation, test = train - last, last, test or validation
-    by_name, by_directory = load_task(name), load_task(shared_data / name)
-    if "stratified" in by_directory.source["splits"]["validation"]:  # ours, where validation is cut
-        by_directory = load_task(shared_data / name, protocol="paper")
-    assert (
-        by_name.sizes
-        == by_directory.sizes
-        == {"train": train, "validation": validation, "test": test}
-    )
+    sizes = {"train": train, "validation": validation, "test": test}
+    assert by_name.sizes == by_directory.sizes == sizes
     assert (
         by_name.num_labels == by_directory.num_labels
         and by_name.class_counts == by_directory.class_counts
