@@ -21,7 +21,6 @@ NAMES = [path.relative_to(SWEEPS).with_suffix("").as_posix() for path in FILES]
 WAITING = ("paper_b", "paper_e")  # grids that wait for a machine: said, file by file
 FULL = ("paper_a_full", "paper_c_full")  # at the papers' size: for a GPU and a hub
 NOT_RUN = {  # yet; all of FULL, and of WAITING, say so in their first line
-    "paper_a/kernels_mpnet_cb",
     "paper_a/kernels_mpnet_rte",
 }
 
