@@ -470,6 +470,22 @@ MUTANTS = (
         ("lab/test_advice_runs.py::test_what_cannot_be_judged_is_left_out",),
     ),
     Mutant(
+        "smoothed heads with another factor count as smoothed alone",
+        "lab/preparation_answers.py",
+        """others = [axis for axis in AXES if axis != "smoothing"]""",
+        """others = [axis for axis in AXES if axis not in ("smoothing", "head_scale")]""",
+        (
+            "lab/test_preparation_answers.py::test_smoothing_is_compared_with_the_plain_converged_probe_of_its_seed",
+        ),
+    ),
+    Mutant(
+        "the longest of equal arms is the best",
+        "lab/advice_runs.py",
+        """.to_numpy().argmax())""",
+        """.to_numpy()[::-1].argmax())""",
+        ("lab/test_advice_runs.py::test_nearer_tasks_want_longer_probes_where_they_do",),
+    ),
+    Mutant(
         "a readout's updates are not scaled",
         "models/readout.py",
         "weight += (readout.scale * up @ down).to(weight)",

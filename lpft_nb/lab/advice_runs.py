@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'SEEDS', 'measure_rows', 'read_measures', 'measure_run', 'advice_plan', 'arm_of', 'arm_table', 'advised',
-           'judged']
+           'judged', 'on_nearness']
 
 # %% ../../nbs/32b_advice_runs.ipynb #32b00003
 import math
@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..advice import HeadAdvice, HeadMeasures, advise, judge_advice
-from ..intervals import Interval
+from ..intervals import Interval, rank_correlation
 from .claims import leave_record
 from .comparisons import Grid
 from .parameters import ParameterError, Parameters
 from .preparation_answers import lengths_alone
 from .runs import Run, load_model, requested_runs
-from ..records import read_records
+from ..records import load_results, read_records
 from ..store.machine import peak_memory_bytes, reset_peak_memory
 
 if TYPE_CHECKING:
+    from lpft_nb.advice import HeadAdvice, HeadMeasures
     from lpft_nb.tasks import Task
 
 # %% ../../nbs/32b_advice_runs.ipynb #32b00006
@@ -37,7 +37,7 @@ _HELD_OUT = {"held_out": "mean", "held_out_low": "low", "held_out_high": "high"}
 
 
 def measure_rows(
-    found: HeadMeasures,  # of one task
+    found: "HeadMeasures",  # of one task
 ) -> list[dict[str, Any]]:  # stage, split, metric, value
     "What a recommendation goes by, as rows; an interval that cannot be had has none."
     told = asdict(found)
@@ -52,8 +52,10 @@ def measure_rows(
 
 def read_measures(
     record: Mapping[str, Any],  # of a run of head_advice
-) -> HeadMeasures:
+) -> "HeadMeasures":
     "What a record says that a recommendation goes by."
+    from lpft_nb.advice import HeadMeasures
+
     values = {row["metric"]: row["value"] for row in record["metrics"]}
     walk = sorted((row["step"], row["value"]) for row in record["history"])
     held_out = Interval(*(values.get(name, math.nan) for name in _HELD_OUT))
@@ -116,7 +118,7 @@ ARMS = {
 
 
 def arm_of(
-    advice: HeadAdvice,  # for one task
+    advice: "HeadAdvice",  # for one task
     energies: Mapping[str, float],  # of each of ARMS, when fine-tuning starts
 ) -> str:  # one of ARMS
     "The arm that an advice stands for."
@@ -156,8 +158,10 @@ SEEDS = 3  # of every arm, at least
 
 def advised(
     grid: Grid,  # whose folder holds the records
-) -> dict[str, tuple[str, HeadAdvice]]:  # task -> arm and advice
+) -> dict[str, tuple[str, "HeadAdvice"]]:  # task -> arm and advice
     "What is advised for each task that can be judged; ValueError where the texts are others."
+    from lpft_nb.advice import advise
+
     arms, found = arm_table(grid), {}
     folder = grid.folder / "head_advice"
     for record in read_records(folder)[0] if folder.is_dir() else []:
@@ -182,8 +186,33 @@ def judged(
     grid: Grid,  # whose folder holds the records
 ) -> pd.DataFrame | None:  # as `judge_advice` returns it; None: fewer than two tasks
     "What following the advice cost beside always one arm, over the tasks of a grid."
+    from lpft_nb.advice import judge_advice
+
     told = {name: arm for name, (arm, _) in advised(grid).items()}
     if len(told) < 2:
         return None
     arms = arm_table(grid)
     return judge_advice(arms[arms["task"].isin(list(told))], told)
+
+# %% ../../nbs/32b_advice_runs.ipynb #32b00017
+def on_nearness(
+    grid: Grid,  # whose folder holds the records
+) -> list[dict[str, Any]]:  # place, mean, low, high, n, aside; one row
+    "Whether the probe that is best is longer for nearer tasks: a rank correlation over tasks."
+    from lpft_nb.advice import FEWEST_TASKS
+
+    folder, arms = grid.folder / "head_advice", arm_table(grid)
+    seeds = arms.groupby("task")["seed"].nunique()
+    tasks = set(seeds[seeds >= SEEDS].index)
+    near, best = [], []
+    rows = load_results(folder) if folder.is_dir() else pd.DataFrame({"task": []})
+    for task, of_task in rows[rows["task"].isin(tasks)].groupby("task"):
+        measured = of_task.groupby("metric")["value"].mean()
+        floor = measured["majority"]
+        near.append((measured["held_out"] - floor) / (1 - floor))
+        means = arms[arms["task"] == task].groupby("arm")["value"].mean()
+        best.append(means[list(ARMS)].to_numpy().argmax())  # the shortest of equals
+    count = len(near)
+    interval = rank_correlation(near, best) if count > 1 else Interval(*[math.nan] * 3)
+    aside = "" if count >= FEWEST_TASKS else f"{count} of at least {FEWEST_TASKS} tasks"
+    return [{"place": f"{count} tasks", "n": count, "aside": aside} | interval._asdict()]

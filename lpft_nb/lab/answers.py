@@ -18,6 +18,7 @@ import torch
 
 from ..evidence import Verdict, crossed_interval, judge, slope, why_not
 from ..intervals import Interval
+from .advice_runs import on_nearness
 from .cells import value_text
 from .collapse_answers import on_collapse
 from lpft_nb.lab.comparisons import (
@@ -241,6 +242,8 @@ def answer(
         found = _on_worlds(comparison, rows)
     elif comparison.experiment == "neural_collapse":
         found = on_collapse(grid, comparison, rows)
+    elif comparison.curve == "nearness":
+        found = on_nearness(grid)
     elif comparison.experiment == "head_preparation":
         found = on_preparations(grid, comparison, rows)
     elif comparison.experiment == "tangent_kernel":

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'TUNED', 'FITTED', 'SMALL', 'STATISTICS', 'Curves', 'lengths_alone', 'curves_of', 'Statistic', 'chosen_runs',
-           'inner_gain', 'on_preparations']
+           'inner_gain', 'smoothed_share', 'on_preparations']
 
 # %% ../../nbs/31b_preparation_answers.ipynb #069adc05
 import json
@@ -173,6 +173,27 @@ def inner_gain(
     inner, end = (np.stack([right[name] for name in runs[side]]) for side in ("inner", "end"))
     return crossed_interval(inner, end), len(runs)
 
+# %% ../../nbs/31b_preparation_answers.ipynb #31bsm002
+def smoothed_share(
+    rows: pd.DataFrame,  # of one place and method, as `Grid.of("head_preparation")` gives them
+    table: pd.DataFrame,  # as `lengths_alone` returns it for them
+    measure: str,  # a column, such as distance
+) -> pd.Series:  # by seed; no entry for a seed that lacks one side
+    "A measure after converged probes on smoothed targets, mean over the shares, over that after the plain one."
+    told = {text: json.loads(text) for text in rows["parameters"].unique()}
+    others = [axis for axis in AXES if axis != "smoothing"]  # as after a plain converged probe
+    smooth = [
+        text
+        for text, one in told.items()
+        if one["smoothing"] is not None and all(one[axis] == PLAIN[axis] for axis in others)
+    ]
+    if not smooth:
+        return pd.Series(dtype=float)
+    found = preparations(rows[rows["parameters"].isin(smooth)])
+    means = found.pivot(index="seed", columns="smoothing", values=measure).dropna().mean(axis=1)
+    converged = table[[one is None for one in table["probe_epochs"]]].set_index("seed")[measure]
+    return (means / converged).dropna()
+
 # %% ../../nbs/31b_preparation_answers.ipynb #a62f7d78
 def _at_end(grid: Grid) -> set[tuple[str, str]]:
     "(place, method) with a length of which a rate at an end of those tried is no worse than the chosen one."
@@ -201,22 +222,26 @@ def _chance(table: pd.DataFrame, right: dict[str, np.ndarray]) -> dict[str, Inte
     return found
 
 
+def _unfitted(rows: pd.DataFrame) -> str:
+    "What converged probes reach of the training set where that is not all, or an empty text."
+    last = [
+        text for text in rows["parameters"].unique() if json.loads(text)["probe_epochs"] is None
+    ]
+    ends = rows[rows["parameters"].isin(last) & (rows["stage"] == "LP")]
+    fits = ends[(ends["split"] == "train") & (ends["metric"] == "accuracy")]["value"]
+    if not fits.empty and fits.min() >= FITTED:
+        return ""
+    reached = "nothing" if fits.empty else f"{fits.min():.0%}"
+    return f"the probe reaches {reached} of the training set"
+
+
 def _lacks(curves: Curves, statistic: Statistic, rows: pd.DataFrame) -> str:
     "What a curve lacks for a statistic, or an empty text."
     if len(curves.lengths) < statistic.lengths:
         return f"{len(curves.lengths)} of at least {statistic.lengths} lengths"
     if statistic.ends and not curves.has_ends:
         return "no run without a probe, or none with a converged one"
-    if statistic.fitted:
-        last = [
-            text for text in rows["parameters"].unique() if json.loads(text)["probe_epochs"] is None
-        ]
-        ends = rows[rows["parameters"].isin(last) & (rows["stage"] == "LP")]
-        fits = ends[(ends["split"] == "train") & (ends["metric"] == "accuracy")]["value"]
-        if fits.empty or fits.min() < FITTED:
-            reached = "nothing" if fits.empty else f"{fits.min():.0%}"
-            return f"the probe reaches {reached} of the training set"
-    return ""
+    return _unfitted(rows) if statistic.fitted else ""
 
 # %% ../../nbs/31b_preparation_answers.ipynb #469a7897
 def _number(
@@ -229,6 +254,15 @@ def _number(
         lack = _lacks(curves, Statistic(lambda one: one.values[:, 0], 3, ends=True), rows)
         interval, seeds = (none, 0) if lack else inner_gain(table, right)
         return interval, seeds, lack or ("" if seeds else "no saved answers")
+    if comparison.curve == "smoothed_share":
+        shares = smoothed_share(rows, table, comparison.of.metric)
+        lack = (
+            _unfitted(rows)
+            if len(shares)
+            else "no converged probe on smoothed targets beside a plain one"
+        )
+        interval = none if lack else crossed_interval(shares.to_numpy()[:, None])
+        return interval, len(shares), lack
     statistic = STATISTICS[str(comparison.curve)]
     curves = curves_of(table, comparison.of.metric)
     lack = _lacks(curves, statistic, rows)

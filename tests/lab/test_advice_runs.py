@@ -18,8 +18,10 @@ from lpft_nb.lab.advice_runs import (
     arm_table,
     judged,
     measure_rows,
+    on_nearness,
     read_measures,
 )
+from lpft_nb.lab.answers import answer
 from lpft_nb.lab.comparisons import Grid
 from lpft_nb.lab.preparation_answers import PLAIN
 from lpft_nb.lab.runs import load_model
@@ -138,3 +140,26 @@ def test_other_training_texts_are_refused(tmp_path):
     write(tmp_path, "toy", "FT", fingerprint="another")
     with pytest.raises(ValueError, match="toy: the advice was given for other training texts"):
         advised(Grid(tmp_path))
+
+
+def test_nearer_tasks_want_longer_probes_where_they_do(tmp_path):
+    shares = (0.55, 0.6, 0.7, 0.8, 0.9)
+    for number, (share, arm) in enumerate([*zip(shares, ARMS), *zip(shares, ARMS)]):
+        write(tmp_path, f"task{number}", arm, share=share + 0.001 * number)
+    said = {"says": "…", "experiment": "head_preparation", "curve": "nearness", "above": 0}
+    said["of"] = {"method": "LP-FT", "metric": "accuracy"}
+    found = answer(said, Grid(tmp_path))
+    (row,) = found.table.to_dict("records")
+    assert (row["place"], row["n"], row["aside"]) == ("10 tasks", 10, "")
+    assert 0.9 < row["mean"] < 1 and found.verdict.word == "supported"
+    write(tmp_path, "task0", "LP-FT", share=0.551)  # overwrites the furthest task
+    assert on_nearness(Grid(tmp_path))[0]["mean"] < row["mean"]
+
+
+def test_nearness_says_nothing_of_nine_tasks(tmp_path):
+    for number in range(9):
+        write(tmp_path, f"task{number}", "FT", share=0.6 + 0.01 * number)
+    (row,) = on_nearness(Grid(tmp_path))
+    assert row["aside"] == "9 of at least 10 tasks" and math.isnan(row["mean"])  # one arm for all
+    (row,) = on_nearness(Grid(tmp_path / "nothing"))
+    assert (row["n"], row["aside"]) == (0, "0 of at least 10 tasks")

@@ -186,6 +186,31 @@ def test_other_preparations_are_no_part_of_a_curve_and_other_settings_are_refuse
         row_of(tmp_path, "distance", "order")
 
 
+def test_smoothing_is_compared_with_the_plain_converged_probe_of_its_seed(tmp_path):
+    for seed in range(3):
+        write(tmp_path, seed)  # 0.5 after the converged probe
+    row, word = row_of(tmp_path, "distance", "smoothed_share", above=1)
+    assert word == "not testable" and "smoothed" in row["aside"]
+    for seed in range(3):
+        for share, far in ((0.1, 1.0), (0.3, 2.0 + seed)):
+            moved = {"feature_change": np.full(6, far)}
+            write(tmp_path, seed, smoothing=share, curves=moved)
+    write(tmp_path, 0, smoothing=0.5, head_scale=2.0, curves={"feature_change": np.full(6, 99.0)})
+    write(tmp_path, 9, smoothing=0.1)  # a seed without the other share and without a plain probe
+    row, word = row_of(tmp_path, "distance", "smoothed_share", above=1)
+    expected = crossed_interval(np.array([[3.0], [4.0], [5.0]]))  # means 1.5, 2, 2.5 over 0.5
+    assert (row["mean"], row["n"]) == (pytest.approx(expected.mean), 3)
+    assert (row["low"], row["high"]) == pytest.approx(expected[1:]) and word == "supported"
+
+
+def test_smoothing_speaks_of_probes_that_fit(tmp_path):
+    for seed in range(3):
+        write(tmp_path, seed, fits=0.9)
+        write(tmp_path, seed, smoothing=0.3, fits=0.9)
+    row, word = row_of(tmp_path, "distance", "smoothed_share", above=1)
+    assert "90% of the training set" in row["aside"] and word == "not testable"
+
+
 def test_lengths_of_different_sweeps_are_refused(tmp_path):
     for seed in range(3):
         write(tmp_path, seed)
@@ -228,7 +253,7 @@ def test_a_part_that_asks_for_no_curve_is_refused(change, message):
 
 
 def test_every_curve_has_a_statistic():
-    assert set(CURVES) == {*STATISTICS, "inner_gain"}
+    assert set(CURVES) == {*STATISTICS, "inner_gain", "smoothed_share", "nearness"}
     for curve in STATISTICS:
         check_curve(curve, "distance")
 
@@ -253,11 +278,16 @@ def test_the_declared_parts_meet_records_of_which_the_answer_is_known(tmp_path):
         write(tmp_path / "right", seed, curves=curves, validation=best, test=best)
         turned = {"feature_change": wobble / ENERGY, "dot_to_reference": wobble / peak, "mean_norm": wobble / peak}  # fmt: skip
         write(tmp_path / "wrong", seed, curves=turned, validation=1.4 - best, test=1.4 - best)
+        for name, far in (("right", 2.0), ("wrong", 1.0)):  # a plain converged probe: 0.5 and 20
+            moved = {"feature_change": np.full(6, far * wobble)}
+            write(tmp_path / name, seed, smoothing=0.3, curves=moved)
     words = {}
     for name in ("right", "wrong"):
         told = register([claim for claim in CLAIMS if claim["paper"] == "B"], Grid(tmp_path / name))
         words[name] = told.set_index("part")["verdict"]
     decided = [name for name, said in PARTS.items() if name.startswith("B") and "curve" in said]
+    assert words["right"]["B6a"] == words["wrong"]["B6a"] == "not testable"  # of ten tasks or more
+    decided.remove("B6a")
     assert (words["right"][decided] == "supported").all(), words["right"]
     turned = [
         name for name in decided if name not in ("B1", "B2b")
