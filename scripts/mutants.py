@@ -395,8 +395,8 @@ MUTANTS = (
     Mutant(
         "a probe that does not fit is asked what one that fits does",
         "lab/preparation_answers.py",
-        "if fits.empty or fits.min() < FITTED:",
-        "if fits.empty:",
+        "if not fits.empty and fits.min() >= FITTED:",
+        "if not fits.empty:",
         ("lab/test_preparation_answers.py::test_places_that_cannot_tell_say_why",),
     ),
     Mutant(
