@@ -486,6 +486,22 @@ MUTANTS = (
         ("lab/test_advice_runs.py::test_nearer_tasks_want_longer_probes_where_they_do",),
     ),
     Mutant(
+        "splits that the kernel does not solve count as not followed",
+        "lab/kernel_view_answers.py",
+        "reindex(solved[solved >= SOLVES].index)",
+        "reindex(solved.index)",
+        ("lab/test_kernel_view_answers.py::test_only_splits_that_the_kernel_solves_can_follow",),
+    ),
+    Mutant(
+        "sides that differ in a setting nobody named are compared",
+        "lab/worlds.py",
+        "{name: one for name, one in used[text].items() if name not in left_out}",
+        "{name: one for name, one in used[text].items() if name in ('task', 'alpha')}",
+        (
+            "lab/test_kernel_view_answers.py::test_two_settings_beside_what_a_side_names_are_not_compared",
+        ),
+    ),
+    Mutant(
         "a readout's updates are not scaled",
         "models/readout.py",
         "weight += (readout.scale * up @ down).to(weight)",

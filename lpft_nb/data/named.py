@@ -187,11 +187,13 @@ NAMED |= {
 }
 
 # %% ../../nbs/01b_named_sets.ipynb #01b000c2
-NAMED |= {
-    name: replace(task, cut=cut_stratified)
-    for name, task in NAMED.items()
-    if name.startswith("lmbff_")
-}
+NAMED.update(
+    {
+        name: replace(task, cut=cut_stratified)
+        for name, task in NAMED.items()
+        if name.startswith("lmbff_")
+    }
+)
 
 # %% ../../nbs/01b_named_sets.ipynb #3c6e8f62
 ADVICE = (

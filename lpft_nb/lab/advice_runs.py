@@ -144,7 +144,8 @@ def arm_table(
         if place != of_place["task"].iloc[0] or table.empty:  # another model, or no plain run
             continue
         lengths = [None if one is None else int(one) for one in table["probe_epochs"]]
-        table = table.assign(arm=[names.get(one) for one in lengths]).dropna(subset=["arm"])
+        table = table.assign(arm=[names.get(one, "") for one in lengths])
+        table = table[table["arm"] != ""]
         table = table.rename(columns={"test accuracy": "value", "start energy": "start_energy"})
         prints = of_place.drop_duplicates("run_id").set_index("run_id")["fingerprint"]
         found.append(table.assign(fingerprint=prints)[columns])

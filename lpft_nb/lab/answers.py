@@ -19,21 +19,20 @@ import torch
 from ..evidence import Verdict, crossed_interval, judge, slope, why_not
 from ..intervals import Interval
 from .advice_runs import on_nearness
-from .cells import value_text
 from .collapse_answers import on_collapse
 from lpft_nb.lab.comparisons import (
     ON_EXAMPLES,
     TRAINING,
     Comparison,
     Grid,
-    Side,
     number_of,
     of_examples,
     of_runs,
     read_comparison,
 )
+from .kernel_view_answers import on_views
 from .preparation_answers import on_preparations
-from ..store.cache import canonical_json
+from .worlds import on_worlds
 from ..store.names import METHODS
 
 # %% ../../nbs/48b_answers.ipynb #f56d900c
@@ -178,46 +177,6 @@ def _on_sweep(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> list[di
             found.append(shown | interval._asdict())
     return found
 
-# %% ../../nbs/48b_answers.ipynb #3193f785
-def _side_by_world(
-    rows: pd.DataFrame, side: Side, *, named: set[str], split: str
-) -> dict[str, pd.Series]:
-    "Numbers by seed of one side, in every world: the settings that no side names, as JSON."
-    used = {text: json.loads(text) for text in rows["parameters"].unique()}
-    asked = (side.at or {}).items()
-    kept = [
-        text for text, one in used.items() if all(one.get(name) == value for name, value in asked)
-    ]
-    worlds = {
-        text: canonical_json({name: one for name, one in used[text].items() if name not in named})
-        for text in kept
-    }
-    rows = rows[rows["parameters"].isin(kept)]
-    groups = rows.groupby(rows["parameters"].map(worlds), sort=True)
-    return {str(world): of_runs(of_world, side, split) for world, of_world in groups}
-
-
-def _on_worlds(comparison: Comparison, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    "A place for each world that all sides have."
-    named = {name for side in comparison.sides for name in side.at or {}}
-    columns = [
-        _side_by_world(rows, side, named=named, split=comparison.split) for side in comparison.sides
-    ]
-    worlds = sorted(set.intersection(*(set(one) for one in columns)))
-    settings = pd.DataFrame([json.loads(world) for world in worlds], index=worlds, dtype=object)
-    told = [name for name in settings if settings[name].map(canonical_json).nunique() > 1]
-    found = []
-    for world in worlds:
-        seeds = sorted(set.intersection(*(set(one[world].index) for one in columns)))
-        if not seeds:
-            continue
-        tables = [one[world].loc[seeds].to_numpy(dtype=float)[:, None] for one in columns]
-        interval = crossed_interval(*tables, statistic=comparison.statistic)
-        name = ", ".join(f"{name} {value_text(settings[name][world])}" for name in told)
-        shown = {"place": name or "random worlds", "n": len(seeds), "aside": why_not(len(seeds))}
-        found.append(shown | interval._asdict())
-    return found
-
 # %% ../../nbs/48b_answers.ipynb #095a3f0c
 class Answer(NamedTuple):
     "A verdict, and the interval of every place."
@@ -239,7 +198,9 @@ def answer(
     if rows.empty:
         return Answer(judge({}, {}), pd.DataFrame(columns=columns))
     if comparison.experiment == "linear_teachers":
-        found = _on_worlds(comparison, rows)
+        found = on_worlds(comparison, rows)
+    elif comparison.experiment == "kernel_view":
+        found = on_views(grid, comparison, rows)
     elif comparison.experiment == "neural_collapse":
         found = on_collapse(grid, comparison, rows)
     elif comparison.curve == "nearness":

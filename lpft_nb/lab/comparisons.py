@@ -50,8 +50,9 @@ EXPERIMENTS = {  # whose records answer -> the methods that its runs may have
     "head_preparation": ("LP-FT", "LP-LoRA"),
     "linear_teachers": ESTIMATORS,
     "neural_collapse": tuple(EVERY_METHOD),
+    "kernel_view": ("FT", "LP-FT"),
 }
-BY_SETTINGS = ("linear_teachers", "neural_collapse")  # of EXPERIMENTS: sides say at which settings
+BY_SETTINGS = ("linear_teachers", "neural_collapse", "kernel_view")  # sides say at which settings
 
 
 class Side(NamedTuple):
@@ -220,14 +221,16 @@ def _refuse_mixed(runs: pd.DataFrame, experiment: str, *, folder: Path) -> None:
     "Raise ValueError where runs of one cell differ in more than method and seed."
     used = [json.loads(text) for text in runs["parameters"]]
     settings = [str(one.get("head_scale", "")) for one in used]
-    if experiment == "linear_teachers":  # a cell is a world
+    if experiment in ("linear_teachers", "kernel_view"):  # a cell is a choice of all settings
         settings = list(runs["parameters"])
     if experiment == "neural_collapse":
         settings = [f"{one['fraction']:g}" for one in used]
     if experiment == "head_preparation":  # or a way to prepare the head
         settings = [str([one.get(axis) for axis in AXES]) for one in used]
     cells = [f"{place} {one}" for place, one in zip(runs["place"], settings, strict=True)]
-    drawn = [one.get("fraction", 1) < 1 for one in used]  # a seed has training texts of its own
+    drawn = [
+        one.get("fraction", 1) < 1 or "shots" in one for one in used
+    ]  # a seed has training texts of its own
     for (cell, of_share), of_one in runs.groupby([np.array(cells), np.array(drawn)]):
         if of_share:
             for seed, of_seed in of_one.groupby("seed"):
