@@ -18,11 +18,11 @@ from lpft_nb.lab.sweep_plan import plan_sweep
 SWEEPS = ROOT / "sweeps"
 FILES = sorted(path for path in SWEEPS.rglob("*.yaml") if "profiles" not in path.parts)
 NAMES = [path.relative_to(SWEEPS).with_suffix("").as_posix() for path in FILES]
-WAITING = ("paper_b", "paper_e")  # grids that wait for a machine: said, file by file
+WAITING = (
+    "paper_b",
+    "paper_e",
+)  # grids that wait for a machine: said in the first line, file by file
 FULL = ("paper_a_full", "paper_c_full")  # at the papers' size: for a GPU and a hub
-NOT_RUN = {  # yet; all of FULL, and of WAITING, say so in their first line
-    "paper_a/kernels_mpnet_rte",
-}
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def test_every_published_run_is_found_by_its_name(path, shared_data, monkeypatch
     except ParameterError as error:
         pytest.skip(f"task or model are not at hand: {error}"[:100])
     missing = [job.name for job in plan.to_make]
-    name, said = NAMES[FILES.index(path)], path.read_text().startswith("# NOT RUN.")
+    said = path.read_text().startswith("# NOT RUN.")
     assert path.parent.name in WAITING or said == (path.parent.name in FULL)
-    assert bool(missing) == (said or name in NOT_RUN)
+    assert bool(missing) == said
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
