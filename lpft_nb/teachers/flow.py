@@ -107,7 +107,7 @@ def gradient_flow(
     *,
     frozen: int = 0,  # the first layers that do not move, fewer than L
     time: float = 1e4,  # longest time of the flow
-    fitted_at: float = 1e-20,  # stop when the loss is this share of its start
+    fitted_at: float = 1e-18,  # stop when the loss is this share of its start; the tolerance reaches about 1e-19
     tolerance: float = 1e-10,  # relative, of the solver
 ) -> Flow:
     "Simulate gradient flow on half the mean squared error; a start that fits to rounding is its end."

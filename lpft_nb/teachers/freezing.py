@@ -90,7 +90,7 @@ def best_head_flow(
     backbone: "ArrayLike",  # (d, h)
     *,
     time: float = 1e3,  # longest time of the flow
-    fitted_at: float = 1e-20,  # stop when the squared errors are this share of the squared labels
+    fitted_at: float = 1e-18,  # stop when the squared errors are this share of the squared labels
     tolerance: float = 1e-10,  # relative, of the solver
 ) -> Flow:  # weights: the backbone (d, h) and its best head (h, 1) at the end
     "Gradient flow of the backbone with the head at its least-squares optimum at every instant."

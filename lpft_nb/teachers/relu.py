@@ -177,11 +177,12 @@ def train_relu(
     weights, losses = network.weights, []
     for step in range(steps + 1):
         hidden = points @ weights.mT
-        errors = torch.einsum("...nm,...m->...n", hidden.clamp(min=0), head) - answers
+        errors = (hidden.clamp(min=0) @ head[..., None])[..., 0] - answers
         losses.append(errors.square().sum(dim=-1) / 2)
         if step == steps or bool((losses[-1] <= fitted_at * losses[0]).all()):
             break
-        weights = weights - outer * (((hidden > 0) * errors[..., None]).mT @ points)
+        through = torch.where(hidden > 0, errors[..., None], 0.0)
+        weights = weights - outer * (through.mT @ points)
     if not bool((losses[-1] <= losses[0]).all()):
         raise ValueError(
             f"descent diverged from loss {float(losses[0].max()):.3g} to {float(losses[-1].max()):.3g}: take a smaller learning_rate"
