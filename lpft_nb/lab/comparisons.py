@@ -209,12 +209,15 @@ class Grid:
 # %% ../../nbs/48a_comparisons.ipynb #3c460c8b
 def end_is_no_worse(
     tried: pd.DataFrame,  # rows of `tries_table`, of one cell
+    *,
+    largest: bool = True,  # whether large values of its metric are good
 ) -> bool:
-    "Whether the smallest or the largest rate has a validation accuracy no lower than the chosen one's."
+    "Whether the smallest or the largest rate is on validation no worse than the chosen one."
     rates = tried["learning_rate"].astype(float)
     ends = tried[rates.isin([rates.min(), rates.max()])]
     chosen = tried[tried["mark"].str.startswith("chosen")]
-    return bool(len(rates) > 1 and ends["mean"].max() >= chosen["mean"].max())
+    sign = 1 if largest else -1
+    return bool(len(rates) > 1 and (sign * ends["mean"]).max() >= (sign * chosen["mean"]).max())
 
 # %% ../../nbs/48a_comparisons.ipynb #28c7aa58
 def _refuse_mixed(runs: pd.DataFrame, experiment: str, *, folder: Path) -> None:

@@ -199,7 +199,9 @@ def _at_end(grid: Grid) -> set[tuple[str, str]]:
     "(place, method) with a length of which a rate at an end of those tried is no worse than the chosen one."
     if not (grid.folder / "tries").is_dir():
         return set()
-    table = tries_table(grid.folder / "head_preparation", tuned=["learning_rate"])
+    table = tries_table(
+        grid.folder / "head_preparation", "brier", largest=False, tuned=["learning_rate"]
+    )
     cells = [name for name in ("task", "model", "method", *AXES) if name in table]
     groups = table.groupby([table[name].map(str) for name in cells])
     return {
@@ -208,7 +210,7 @@ def _at_end(grid: Grid) -> set[tuple[str, str]]:
             str(tried["method"].iloc[0]),
         )
         for _, tried in groups
-        if end_is_no_worse(tried)
+        if end_is_no_worse(tried, largest=False)
     }
 
 

@@ -32,7 +32,7 @@ def answers_of(accuracy, split, seed):
     return 3.0 * torch.nn.functional.one_hot(given, 2).float(), labels
 
 
-def write(folder, seed, task="toy", *, curves=None, rate=1e-4, where="head_preparation", fits=1.0, validation=None, test=None, **settings):  # fmt: skip
+def write(folder, seed, task="toy", *, curves=None, rate=1e-4, where="head_preparation", fits=1.0, validation=None, test=None, brier=0.3, **settings):  # fmt: skip
     "The records of one seed: a curve of each measure over LENGTHS, and the answers of each length."
     curves = {"feature_change": 10 * ENERGY} | (curves or {})
     validation = np.full(6, 0.8) if validation is None else validation
@@ -43,6 +43,7 @@ def write(folder, seed, task="toy", *, curves=None, rate=1e-4, where="head_prepa
             ("LP", "train", "accuracy"): fits if length is None else 0.7,
             ("FT", "validation", "accuracy"): validation[place],
             ("FT", "test", "accuracy"): test[place],
+            ("FT", "validation", "brier"): brier,
             ("FT", "train", "mean_cosine_to_reference"): 1 - 0.1 * ENERGY[place],
         }
         values |= {("FT", "train", name): curve[place] for name, curve in curves.items()}
@@ -151,10 +152,14 @@ def test_places_that_cannot_tell_say_why(tmp_path):
             write(tmp_path, seed, "few")
     for rate in (1e-5, 1e-4):
         write(tmp_path / "tries", 9, "loose", rate=rate)
+    for seed in range(3):
+        write(tmp_path, seed, "inside")
+    for rate, brier in ((1e-5, 0.4), (1e-4, 0.3), (1e-3, 0.4)):  # at equal accuracy
+        write(tmp_path / "tries", 9, "inside", rate=rate, brier=brier)
     aside = lambda *asked, **bound: answer(part(*asked, **bound), Grid(tmp_path)).table.set_index("place")["aside"]  # fmt: skip
     order = aside("distance", "order", above=0)
     assert order["loose"] == "end of the grid: LP-FT" and order["chance"] == "at chance"
-    assert order["few"] == "2 replicates"
+    assert order["few"] == "2 replicates" and order["inside"] == ""
     share = aside("distance", "end_share", below=0.5)
     assert "reaches 90% of the training set" in share["loose"]
     energy = aside("start energy", "largest_step", below=0)  # stands before any training
