@@ -493,6 +493,15 @@ MUTANTS = (
         ("lab/test_kernel_view_answers.py::test_only_splits_that_the_kernel_solves_can_follow",),
     ),
     Mutant(
+        "adapters' kernels are compared on splits without kernel behaviour too",
+        "lab/kernel_view_answers.py",
+        "reindex(behaves[behaves == 1].index)",
+        "reindex(behaves.index)",
+        (
+            "lab/test_kernel_view_answers.py::test_the_declared_parts_meet_records_of_which_the_answer_is_known",
+        ),
+    ),
+    Mutant(
         "sides that differ in a setting nobody named are compared",
         "lab/worlds.py",
         "{name: one for name, one in used[text].items() if name not in left_out}",

@@ -17,9 +17,19 @@ from .worlds import World, world_interval, worlds_of
 from ..records import load_arrays, read_records
 
 # %% ../../nbs/52c_kernel_view_answers.ipynb #52c00005
+def _approach(metrics: pd.DataFrame) -> pd.Series:
+    "By run: the distance of the smallest rank's kernel less that of the largest rank's, of two ranks or more."
+    rows = metrics[metrics["metric"].str.startswith("lora_distance_")]
+    rows = rows.assign(
+        rank=rows["metric"].str.removeprefix("lora_distance_").astype(int)
+    ).sort_values("rank")
+    by_run = rows.groupby("run_id")["value"]
+    return (by_run.first() - by_run.last())[by_run.size() > 1]
+
+
 def with_view_numbers(
     metrics: pd.DataFrame,  # as `load_results` returns it, of runs of kernel_view
-) -> pd.DataFrame:  # with rows of kernel_gap (test) and follows (stage)
+) -> pd.DataFrame:  # with rows of kernel_gap (test), follows and lora_approach (stage)
     "The metrics, with the numbers that follow from several rows of a run."
     from lpft_nb.kernel_behaviour import SOLVES
 
@@ -30,10 +40,12 @@ def with_view_numbers(
         return rows.set_index("run_id")["value"]
 
     solved = of("solves", "stage")
-    holds = of("kernel_behaviour", "stage").reindex(solved[solved >= SOLVES].index)
+    behaves = of("kernel_behaviour", "stage")
+    holds = behaves.reindex(solved[solved >= SOLVES].index)
     more = {
         ("kernel_gap", "test"): of("accuracy", "test") - of("kernel_accuracy", "test"),
         ("follows", "stage"): holds,
+        ("lora_approach", "stage"): _approach(metrics).reindex(behaves[behaves == 1].index),
     }
     runs = ends.drop_duplicates("run_id").set_index("run_id", drop=False)
     found = [metrics]
@@ -52,6 +64,7 @@ TUNED = (  # chosen for each side, or a part of its prompt
     "template",
     "words",
     "readout",
+    "lora_ranks",
 )
 
 

@@ -24,7 +24,7 @@ PARTS = {name: part for claim in C for name, part in claim["parts"].items()}
 SPLITS = (13, 21, 42, 87, 100)
 
 
-def write(folder, task="toy", *, prompt=True, formula="sgd", optimiser="sgd", tuned=0.9, kernel=0.88, holds=1.0, derivative=0.4, seeds=SPLITS, model="all-MiniLM-L6-v2", **settings):  # fmt: skip
+def write(folder, task="toy", *, prompt=True, formula="sgd", optimiser="sgd", tuned=0.9, kernel=0.88, holds=1.0, derivative=0.4, ranks=(0.5, 0.3), seeds=SPLITS, model="all-MiniLM-L6-v2", **settings):  # fmt: skip
     "The records of one task, a split each; the kernel's accuracy falls by a thousandth from split to split."
     for number, seed in enumerate(seeds):
         labels = torch.arange(100) % 2
@@ -37,6 +37,8 @@ def write(folder, task="toy", *, prompt=True, formula="sgd", optimiser="sgd", tu
             ("FT", "test", "kernel_accuracy"): reached,
             ("FT", "stage", "solves"): reached / tuned,
             ("FT", "stage", "kernel_behaviour"): holds if reached / tuned >= 0.9 else 0.0,
+            ("start", "train", "lora_distance_2"): ranks[0] + 0.001 * number,
+            ("start", "train", "lora_distance_16"): ranks[1],
         }
         used = {"task": task, "shots": 16, "prompt": prompt, "formula": formula, "optimiser": optimiser, "learning_rate": 1e-3, "epochs": 5}  # fmt: skip
         record = make_record(
@@ -69,9 +71,13 @@ def test_the_declared_parts_meet_records_of_which_the_answer_is_known(tmp_path):
         words = register(C, Grid(folder)).set_index("part")["verdict"]
         expected = "supported" if name == "right" else "contradicted"
         assert (words[["C1", "C2", "C4", "C5"]] == expected).all(), words
-        assert words["C3"] == ("supported" if name == "right" else "not testable")  # none solved
+        few = "supported" if name == "right" else "not testable"  # none solved
+        assert words["C3"] == few and words["C6"] == few
     write(tmp_path / "moved", holds=0.0)
     assert told(tmp_path / "moved", "C3")[1] == "contradicted"
+    assert told(tmp_path / "moved", "C6")[1] == "not testable"  # speaks of kernel behaviour alone
+    write(tmp_path / "apart", ranks=(0.3, 0.5))
+    assert told(tmp_path / "apart", "C6")[1] == "contradicted"
 
 
 def test_the_numbers_are_those_of_hand(tmp_path):

@@ -1,23 +1,27 @@
 """Runs of the kernel view: the start, what a record holds, the plan, and what is refused."""
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
 from conftest import build_tokenizer
+from datasets import Dataset
 from readout_fixture import drawn
 from test_prompts import MASKED, language_model
 
 from lpft_nb.classifier import logits_of
 from lpft_nb.experiments import ParameterError, find_experiment
-from lpft_nb.kernel_behaviour import kernel_behaviour
+from lpft_nb.kernel_behaviour import kernel_behaviour, logit_gradients
 from lpft_nb.lab.kernel_view_runs import (
     load_start,
+    lora_rows,
     output_derivative,
     template_of,
     view_rows,
 )
+from lpft_nb.models.lora import add_lora
 from lpft_nb.models.readout import readout_hash, write_readout
 from lpft_nb.prompts import causal_template, masked_template
 from lpft_nb.records import load_arrays, load_results, read_record
@@ -95,6 +99,47 @@ def test_the_derivative_is_that_of_autograd(task, tiny_checkpoint):
     (gradient,) = torch.autograd.grad(loss, logits)
     expected = gradient.norm(dim=1).mean().item()
     assert output_derivative(model, task.train) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kernels_of_adapters_are_compared_with_the_backbones(task, checkpoint):
+    settings = {
+        "prompt": True,
+        "model": str(checkpoint["masked"]),
+        "max_length": 16,
+        "device": "cpu",
+    }
+    settings |= {"template": MASKED.text, "words": list(MASKED.words[:2]), "task": task.name}
+    model = load_start(settings, task, 0, method="FT")
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    cut = few_shot(task, 2, 0)
+    rows = lora_rows(model, cut.train, (4, 1), seed=7, memory="1GiB")
+    assert [row["metric"] for row in rows] == ["lora_distance_4", "lora_distance_1"]
+    assert all(row["stage"] == "start" and row["split"] == "train" for row in rows)
+    assert lora_rows(model, cut.train, (), seed=7, memory="1GiB") == []
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(one, after[name]) for name, one in before.items())
+
+    def gradients(one, chosen):  # (N·C, p), by autograd
+        names = [name for name, _ in one.named_parameters() if chosen(name)]
+        one.requires_grad_()
+        return torch.stack(
+            [
+                torch.cat([part.flatten() for part in row])
+                for text in cut.train
+                for row in logit_gradients(
+                    one, one.pad(one.encode(Dataset.from_list([text]))), names
+                )
+            ]
+        ).double()
+
+    adapted = copy.deepcopy(model)
+    add_lora(adapted, r=4, alpha=4, seed=7)
+    wide = gradients(model, lambda name: name.startswith("backbone."))
+    thin = gradients(adapted, lambda name: "lora_" in name)
+    first, second = (thin @ thin.T).flatten(), (wide @ wide.T).flatten()
+    cosine = first @ second / first.norm() / second.norm()
+    assert rows[0]["value"] == pytest.approx((1 - cosine**2).sqrt().item(), rel=1e-3)
 
 
 def test_a_probe_comes_first_where_it_is_asked_for(task, tiny_checkpoint):
