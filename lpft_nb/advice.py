@@ -17,15 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .classifier import Classifier, features_of, set_head
 from .decomposition import ft_ratio, residuals
 from .energy import energy
 from .intervals import Interval, confidence_interval
 from .linear_probe import cross_validate, fit_logistic, probe_path, stable_learning_rate
-from .tangent_kernel import tangent_kernel
-from .tasks import take
 
 if TYPE_CHECKING:
+    from lpft_nb.classifier import Classifier
     from lpft_nb.tasks import Task
 
 # %% ../nbs/32a_advice.ipynb #5a022e7c
@@ -147,6 +145,8 @@ def advise(
 # %% ../nbs/32a_advice.ipynb #877c11f6
 def _check(model: Any, task: "Task", examples: int) -> None:
     "TypeError or ValueError for what no recommendation can be made of."
+    from lpft_nb.classifier import Classifier
+
     if not isinstance(model, Classifier):
         raise TypeError(
             f"expected a Classifier, got {type(model).__name__}: load one with Classifier.from_pretrained"
@@ -178,6 +178,10 @@ def measure_head(
     memory: str = "2GiB",  # of the tangent kernel
 ) -> HeadMeasures:
     "One pass over the training set, one cross-validated probe, one kernel of a few examples."
+    from lpft_nb.classifier import features_of, set_head
+    from lpft_nb.tangent_kernel import tangent_kernel
+    from lpft_nb.tasks import take
+
     _check(model, task, examples)
     features, labels = features_of(model, task.train), torch.tensor(task.train["label"][:])
     classes, bias = task.num_labels, model.head.bias

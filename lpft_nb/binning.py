@@ -155,13 +155,28 @@ def smooth_cells(
 def smooth_of(
     residuals: np.ndarray,  # (…, SMOOTH_CELLS) confidence minus correctness, summed, over N
 ) -> np.ndarray:  # (…) in [0, 1]
-    "Equation (eq-smooth), by bisection; the left side falls in σ, so there is one solution."
+    "Equation (eq-smooth) to 1e-10, by the Illinois rule; the left side falls in σ, so there is one solution."
     waves = np.asarray(dct(residuals, type=2, axis=-1))
     frequencies = np.pi * np.arange(residuals.shape[-1])
-    low, high = np.zeros(residuals.shape[:-1]), np.ones(residuals.shape[:-1])
-    for _ in range(26):
-        width = (low + high) / 2
+
+    def excess(width: np.ndarray) -> np.ndarray:
+        "The left side minus σ; it falls at least as fast as -σ, so the solution is no further than this."
         damped = waves * np.exp(-((frequencies * width[..., None]) ** 2) / 2)
-        larger = np.abs(np.asarray(idct(damped, type=2, axis=-1))).sum(-1) > width
-        low, high = np.where(larger, width, low), np.where(larger, high, width)
-    return (low + high) / 2
+        return np.abs(np.asarray(idct(damped, type=2, axis=-1))).sum(-1) - width
+
+    low, high = np.zeros(residuals.shape[:-1]), np.ones(residuals.shape[:-1])
+    above, below = np.abs(residuals).sum(-1), excess(high)  # the excess at both
+    before = np.zeros_like(low)  # which end moved last: 1 the low one, -1 the high one
+    while True:
+        width = (low * below - high * above) / (below - above)
+        found = excess(width)
+        if (np.abs(found) <= 1e-10).all():
+            return width
+        side = np.where(found > 0, 1, -1)
+        halved = np.where(side == before, 0.5, 1.0)  # the end that stays, or it would stay for long
+        low, high = np.where(side > 0, width, low), np.where(side < 0, width, high)
+        above, below = (
+            np.where(side > 0, found, halved * above),
+            np.where(side < 0, found, halved * below),
+        )
+        before = side

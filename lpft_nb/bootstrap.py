@@ -35,8 +35,8 @@ from .store.names import one_of
 
 # %% ../nbs/40a_bootstrap.ipynb #38091be6
 RESAMPLE_ENTRIES = (
-    2**20
-)  # resamples times examples at a time, 8 MiB an array: larger ones leave the cache
+    2**17
+)  # resamples times examples at a time, 1 MiB an array: larger ones leave the cache
 
 
 def resample_counts(
@@ -48,7 +48,8 @@ def resample_counts(
     generator, step = np.random.default_rng(seed), max(1, RESAMPLE_ENTRIES // rows)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
-        draws = generator.integers(0, rows, (count, rows)) + rows * np.arange(count)[:, None]
+        draws = generator.integers(0, rows, (count, rows))
+        draws += rows * np.arange(count)[:, None]
         yield np.bincount(draws.ravel(), minlength=count * rows).reshape(count, rows)
 
 # %% ../nbs/40a_bootstrap.ipynb #692606e5

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,12 +63,39 @@ def _widening(size: int, level: float) -> float:
     return float(stdtrit(size - 1, quantile) / ndtri(quantile) * math.sqrt(size / (size - 1)))
 
 # %% ../nbs/47a_evidence.ipynb #47a10006
-class Crossed(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Crossed:
     "A number of every row that depends on how often each column counts."
 
     rows: int  # S replicates
     columns: int  # N examples
     of_rows: Callable[[np.ndarray], np.ndarray]  # (R, N) counts, each row with sum N -> (R, S)
+    parts: "tuple[Crossed, ...]" = ()  # two whose difference it is
+    kept: dict[tuple[int, int], np.ndarray] = field(
+        default_factory=dict, repr=False
+    )  # what is drawn
+
+    def drawn(
+        self,
+        draws: int,  # R resamples of the columns
+        seed: int,  # of the draws
+    ) -> np.ndarray:  # (R, S)
+        "The number of every row for each resample of the columns, computed once and kept."
+        if self.parts:
+            first, second = self.parts
+            return first.drawn(draws, seed) - second.drawn(draws, seed)
+        if (draws, seed) not in self.kept:
+            blocks = _column_counts(self.columns, draws, seed)
+            self.kept[draws, seed] = np.concatenate([self.of_rows(counts) for counts in blocks])
+        return self.kept[draws, seed]
+
+    def minus(
+        self,
+        other: "Crossed",  # of the same rows and columns
+    ) -> "Crossed":
+        "The difference row by row, drawn from what both keep."
+        of_rows = lambda counts: self.of_rows(counts) - other.of_rows(counts)
+        return Crossed(self.rows, self.columns, of_rows, parts=(self, other))
 
 
 def crossed_means(
@@ -176,16 +204,10 @@ def crossed_interval(
     stretch_rows, stretch_columns = _widening(rows, level) - 1, _widening(columns, level) - 1
     of_rows, of_columns = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
     weights = np.concatenate(list(resample_counts(rows, draws, of_rows))) / rows
-    parts, start = [], 0
-    for counts in _column_counts(columns, draws, of_columns):
-        block = weights[start : start + len(counts)]
-        start += len(counts)
-        drawn = [one.of_rows(counts) for one in given]  # (R, S) each
-        both = statistic(*((block * numbers).sum(axis=1) for numbers in drawn))
-        by_row = statistic(*(block @ numbers for numbers in whole))
-        by_column = statistic(*(numbers.mean(axis=1) for numbers in drawn))
-        parts.append(np.stack([both, by_row, by_column]))
-    both, by_row, by_column = np.concatenate(parts, axis=1)
+    drawn = [one.drawn(draws, of_columns) for one in given]  # (R, S) each
+    both = statistic(*((weights * numbers).sum(axis=1) for numbers in drawn))
+    by_row = statistic(*(weights @ numbers for numbers in whole))
+    by_column = statistic(*(numbers.mean(axis=1) for numbers in drawn))
     draws_of = both + stretch_rows * (by_row - found) + stretch_columns * by_column
     low, high = found + np.quantile(draws_of - draws_of.mean(), [(1 - level) / 2, (1 + level) / 2])
     return Interval(found, float(low), float(high))

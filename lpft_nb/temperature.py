@@ -77,9 +77,11 @@ def best_sharpness(
         slope, curvature = slope_and_curvature(logits, labels, sharpness)
         low, high = (sharpness, high) if slope < 0 else (low, sharpness)
         step = -slope / curvature if curvature > 0 else math.inf
+        if abs(step) <= 1e-9 * sharpness:  # the next one would be its square
+            return sharpness + step
         if not (low < sharpness + step < high and abs(step) < abs(previous) / 2):
             step = math.sqrt(low * high) - sharpness
-        if slope == 0 or abs(step) <= 1e-14 * sharpness:
+        if abs(step) <= 1e-14 * sharpness:
             return sharpness
         sharpness, previous = sharpness + step, step
 

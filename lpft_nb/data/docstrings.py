@@ -120,14 +120,22 @@ def read_docstrings(location: str, largest: float = math.inf) -> tuple[Docstring
     for file in _source_files(location, largest):
         parts = file.parts
         inside = "/".join(parts[len(parts) - 1 - parts[::-1].index(package) :])
-        with _quiet_parsing():
-            names = list(_docstrings_of_module(ast.parse(file.read_bytes())))
         found += [
-            Docstring(f"{inside}::{name}", kind, inspect.cleandoc(raw))
-            for name, kind, raw in names
-            if raw and not any(part.startswith("_") for part in name.split("."))
+            Docstring(f"{inside}::{name}", kind, text) for name, kind, text in _public_texts(file)
         ]
     return tuple(found)
+
+
+@cache
+def _public_texts(file: Path) -> tuple[tuple[str, str, str], ...]:
+    "(qualified name, kind, clean text) of all docstrings of public names in one file, parsed once for all tasks."
+    with _quiet_parsing():
+        names = list(_docstrings_of_module(ast.parse(file.read_bytes())))
+    return tuple(
+        (name, kind, inspect.cleandoc(raw))
+        for name, kind, raw in names
+        if raw and not any(part.startswith("_") for part in name.split("."))
+    )
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def arm_table(
     columns = ["task", "seed", "arm", "value", "start_energy", "fingerprint"]
     found = [pd.DataFrame(columns=columns)]
     for place, of_place in rows[rows["method"] == "LP-FT"].groupby("place"):
-        table = lengths_alone(of_place)
+        table = grid.once(("alone", place, "LP-FT"), partial(lengths_alone, of_place))
         if place != of_place["task"].iloc[0] or table.empty:  # another model, or no plain run
             continue
         lengths = [None if one is None else int(one) for one in table["probe_epochs"]]

@@ -26,7 +26,8 @@ from lpft_nb.lab.comparisons import (
     Comparison,
     Grid,
     number_of,
-    of_examples,
+    Side,
+    examples_of,
     of_runs,
     read_comparison,
 )
@@ -40,11 +41,12 @@ def _chance(grid: Grid, place: str, split: str) -> tuple[dict[str, Interval], fl
     "Accuracy of every method on a place, over seeds and examples, and the share of the largest class."
     accuracies, floor = {}, 0.0
     for method in METHODS:
-        runs = list(grid.logits.get((method, place, split), {}).values())
-        if len(runs) > 1:
-            accuracies[method] = crossed_interval(of_examples("accuracy", runs), draws=4000)
-        if runs:
-            floor = float(torch.bincount(runs[0][1]).max() / len(runs[0][1]))
+        seeds, crossed = examples_of(grid, Side(method, "accuracy"), place, split=split)
+        if len(seeds) > 1:
+            accuracies[method] = crossed_interval(crossed(seeds))
+        if seeds:
+            labels = grid.logits[method, place, split][seeds[0]][1]
+            floor = float(torch.bincount(labels).max() / len(labels))
     return accuracies, floor
 
 
@@ -89,10 +91,11 @@ def _on_tasks(grid: Grid, comparison: Comparison, rows: pd.DataFrame) -> list[di
         bool(comparison.over),
         comparison.upwards,
     )
+    by_place = lambda: {str(place): of_place for place, of_place in rows.groupby("place")}
     found = []
-    for place in sorted(rows["place"].unique()):
-        for name, split in _splits(rows[rows["place"] == place], comparison.split).items():
-            number = partial(number_of, grid, comparison, rows=rows, place=place, split=split)
+    for place, of_place in grid.once(("places", comparison.experiment), by_place).items():
+        for name, split in _splits(of_place, comparison.split).items():
+            number = partial(number_of, grid, comparison, rows=of_place, place=place, split=split)
             interval, seeds, rival = grid.once((*asked, place, split), number)
             aside = _aside(grid, comparison, place=place, split=split, seeds=seeds, rival=rival)
             if seeds:

@@ -192,8 +192,7 @@ def _table(
     if side.metric == "accuracy":
         runs = collapse_logits(grid).get((side.method, f"{place} at {share:g}", split), {})
         return {
-            seed: (one.argmax(1) == truth).double().numpy()
-            for seed, (one, truth, _) in runs.items()
+            seed: (one.argmax(1) == truth).double().numpy() for seed, (one, truth) in runs.items()
         }
     values = of_runs(rows[(rows["place"] == place) & (rows["fraction"] == share)], side, split)
     seeds = values.index.tolist()
@@ -267,7 +266,7 @@ def _aside(grid: Grid, comparison: Comparison, *, place: str, split: str, seeds:
     for method in EVERY_METHOD:
         runs = collapse_logits(grid).get((method, f"{place} at 1", split), {})
         if len(runs) > 1:
-            right = [(one.argmax(1) == truth).double().numpy() for one, truth, _ in runs.values()]
+            right = [(one.argmax(1) == truth).double().numpy() for one, truth in runs.values()]
             accuracies[method] = crossed_interval(np.stack(right), draws=4000)
             floor = _floor(grid, place, split)[0] or floor
     ends = grid.once("collapse ends", lambda: collapse_ends(grid))

@@ -53,8 +53,9 @@ def values_by_seed(
     stage: str | None = None,  # None: after the last stage
 ) -> dict[str, pd.Series]:  # task -> values by seed
     "The values of one metric of one method."
-    rows = results[(results["method"] == method) & (results["metric"] == metric)]
-    rows = rows[rows["split"] == split]
+    asked = (results["metric"] == metric) & (results["method"] == method)
+    asked &= results["split"] == split
+    rows = results.loc[asked, ["task", "stage", "final", "seed", "value"]]
     rows = rows[rows["final"]] if stage is None else rows[rows["stage"] == stage]
     repeated = rows.duplicated(["task", "seed"])
     if repeated.any():
@@ -63,7 +64,9 @@ def values_by_seed(
             f"expected one run of {method} a task and seed, got several of {task} with seed {seed}: "
             "keep one model and one setting"
         )
-    return {str(task): group.set_index("seed")["value"] for task, group in rows.groupby("task")}
+    values = rows.set_index("seed")["value"]
+    tasks = rows["task"].to_numpy()
+    return {str(task): values[tasks == task] for task in sorted(set(tasks))}
 
 
 def learning_rates(

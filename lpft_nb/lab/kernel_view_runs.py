@@ -150,7 +150,9 @@ def lora_rows(
         set_trainable(one, names)
         return tangent_kernel(one.eval(), data, memory=memory, quiet=True).ft_effective
 
-    whole = backbone_kernel(copy.deepcopy(model), ("backbone.*",)) if ranks else None
+    if not ranks:
+        return []
+    whole = backbone_kernel(copy.deepcopy(model), ("backbone.*",))
     rows = []
     for rank in ranks:
         adapted = copy.deepcopy(model)

@@ -286,7 +286,7 @@ def on_preparations(
     right, floor = grid.once("right answers", lambda: _right_answers(grid))
     ends = grid.once("ends of rates", lambda: _at_end(grid))
     for place, of_place in rows[rows["method"] == method].groupby("place", sort=True):
-        table = lengths_alone(of_place)
+        table = grid.once(("alone", place, method), partial(lengths_alone, of_place))
         if table.empty:
             continue
         interval, seeds, lack = _number(comparison, of_place, table, right=right)
