@@ -22,7 +22,7 @@ from ..store.names import one_of
 from ..plot import group_styles, over_seeds
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 # %% ../../nbs/31a_head_preparation.ipynb #a6eff8db
 def _refuse(settings: dict[str, Any]) -> None:
@@ -152,11 +152,11 @@ def draw_preparations(
     names: Sequence[str],  # of measures: a panel each
     *,
     over: str = "preparation",  # or "start energy"
-) -> "Figure":
+    figure: "FigureBase | None" = None,  # or a part of one; None: a new one
+) -> "FigureBase":
     "Mean over seeds with 95 % intervals, a panel a measure, a line a method."
-    figure, panels = plt.subplots(
-        1, len(names), figsize=(2.9 * len(names) + 0.6, 2.9), squeeze=False
-    )
+    figure = figure or plt.figure(figsize=(2.9 * len(names) + 0.6, 2.9))
+    panels = figure.subplots(1, len(names), squeeze=False)
     words = table.drop_duplicates("place").set_index("place")["preparation"]
     for panel, name in zip(panels[0], names, strict=True):
         points = over_seeds(table.reset_index(), name, ["method", "place"]).sort_values("place")
